@@ -1,0 +1,1 @@
+"""Plans trials, runs them in workers, writes the run file."""
