@@ -29,8 +29,8 @@ class Timer:
 class Loop:
     """Descriptors and timers, one thread.
 
-    ``now`` is the monotonic time at which this turn's descriptors were found ready. ``polled`` is when the turn before
-    began to look: what is read in this turn and was not there then arrived in ``polled`` .. the moment it is read.
+    ``now`` is the monotonic time at which this turn's look at the descriptors ended, ``polled`` that of the turn before:
+    what is readable now and was not then arrived between.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,6 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self.now = self.polled = time.monotonic()
-        self._looked = self.now
 
     def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
         """Call *callback* in each turn in which *fd* is readable or at its end."""
@@ -61,13 +60,10 @@ class Loop:
         timeout = longest
         if self._timers:
             timeout = min(longest, max(0.0, self._timers[0][0] - time.monotonic()))
-        self.polled = self._looked
-        self._looked = looked = time.monotonic()
+        self.polled = self.now
+        looked = time.monotonic()
         ready = self._selector.select(timeout)
         self.now = time.monotonic()
-        if not ready:
-            looked = self.now  # nothing was there at the end of the wait
-            self._looked = looked
         for key, _ in ready:
             if key.fd in self._selector.get_map():  # a callback before this one may have removed it
                 key.data()
