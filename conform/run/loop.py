@@ -29,15 +29,20 @@ class Timer:
 class Loop:
     """Descriptors and timers, one thread.
 
-    ``now`` is the monotonic time at which this turn's look at the descriptors ended, ``polled`` that of the turn before:
-    what is readable now and was not then arrived between.
+    ``now`` is the monotonic time at which this turn's look at the descriptors ended, ``looked`` when it began, and
+    ``polled`` the latest moment at which the turn before knew that nothing was unread: what is readable now and was not
+    then arrived between ``polled`` and ``now``. These are not the clock read after the look before: a process that is
+    put off between a look and its clock reading would swear to an emptiness that it had not seen.
+
+    ``busy`` is how long the turn before took beyond its look: what another event would have had to wait.
     """
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
-        self.now = self.polled = time.monotonic()
+        self.now = self.polled = self.looked = self._empty = time.monotonic()
+        self.busy = 0.0
 
     def add_reader(self, fd: int, callback: Callable[[], None]) -> None:
         """Call *callback* in each turn in which *fd* is readable or at its end."""
@@ -57,20 +62,25 @@ class Loop:
         """One turn: look (for at most *longest* seconds), serve what is readable, then the timers that are due."""
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
+        looked = time.monotonic()
+        self.busy = looked - self.now
         timeout = longest
         if self._timers:
-            timeout = min(longest, max(0.0, self._timers[0][0] - time.monotonic()))
-        self.polled = self.now
-        looked = time.monotonic()
+            timeout = min(longest, max(0.0, self._timers[0][0] - looked))
+        self.polled = self._empty
+        self.looked = looked
         ready = self._selector.select(timeout)
         self.now = time.monotonic()
+        # A look that found nothing waited its whole timeout; one that found something may have found it at once.
+        self._empty = looked if ready else min(looked + timeout, self.now)
         for key, _ in ready:
-            if key.fd in self._selector.get_map():  # a callback before this one may have removed it
+            if self._selector.get_map().get(key.fd) is key:  # a callback before this one may have removed it
                 key.data()
         while self._timers and self._timers[0][0] <= looked:
             timer = heapq.heappop(self._timers)[2]
-            if timer.callback is not None:
-                timer.callback()
+            callback, timer.callback = timer.callback, None
+            if callback is not None:
+                callback()
 
     def close(self) -> None:
         """Let go of the selector."""
