@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from conform.case import vocabulary as words
 from conform.case.values import (
@@ -103,6 +103,20 @@ class OptionsSpec(Model):
     nop: Annotated[int | None, Field(ge=1, le=40)] = None
     eol: Literal[True] | None = None
     unknown: Annotated[list[UnknownOption] | None, Field(max_length=20)] = None
+    _order: tuple[str, ...] = PrivateAttr(())
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _as_written(cls, value: Any, handler: Any) -> Any:
+        made = handler(value)
+        if isinstance(value, dict):
+            made._order = tuple(value)
+        return made
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The keys in the order in which they were written, which is that of the options on the wire."""
+        return self._order
 
 
 class OptionsMatch(Model):
