@@ -572,7 +572,7 @@ class Choice(Model):
 class OneOfStep(Step):
     """The branch whose first step fits the first event is taken.
 
-    A branch begins with expect, silence, state or finish.
+    A branch begins with expect, silence, state, finish or blocked.
     """
 
     one_of: Annotated[list[Choice], Field(min_length=2)]

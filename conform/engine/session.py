@@ -764,10 +764,12 @@ class Session:
     def _choose(self, step: m.OneOfStep) -> Script:
         expects = [(b, b.steps[0].expect) for b in step.one_of if isinstance(b.steps[0], m.ExpectStep)]
         finishes = [(b, b.steps[0].finish) for b in step.one_of if isinstance(b.steps[0], m.FinishStep)]
+        sleeps = [(b, self._calls[b.steps[0].blocked]) for b in step.one_of if isinstance(b.steps[0], m.BlockedStep)]
         silences = [(b, b.steps[0].silence) for b in step.one_of if isinstance(b.steps[0], m.SilenceStep)]
         reads = [(b, b.steps[0].state) for b in step.one_of if isinstance(b.steps[0], m.StateStep)]
         deadlines = [self._deadline_of(spec) for _, spec in expects]
         deadlines += [self._calls[name].deadline for _, outcomes in finishes for name in outcomes]
+        deadlines += [pending.deadline for _, pending in sleeps]
         lasting = [(b, self._event.high + self.seconds(s.for_)) for b, s in silences if isinstance(s.for_, Expr)]
         deadline = max([*deadlines, *(until for _, until in lasting), self._now])
         momentary = [b for b, s in silences if not isinstance(s.for_, Expr)]
@@ -799,6 +801,9 @@ class Session:
                     replies = [self._replies[p.action].reply for p in pendings]
                     if all(self._outcomes.fits(p.call, p, o, r) for p, o, r in zip(pendings, outcomes.values(), replies, strict=True)):
                         return branch
+            for branch, pending in sleeps:
+                if pending.action in self._blocked:
+                    return branch
             for branch, state in reads:
                 actual = yield from self._read_state(state.conn)
                 if actual is None or actual in state.is_:
@@ -808,7 +813,7 @@ class Session:
             passed = [b for b, until in lasting if self._now >= until]
             if passed:
                 return passed[0]
-            if self._now >= deadline or (reads and not expects and not finishes and not lasting):
+            if self._now >= deadline or (reads and not (expects or finishes or sleeps or lasting)):
                 names_ = " or ".join(b.name for b in step.one_of)
                 raise self._fail(f"the stack went none of the ways {names_}", names_, "none of them")
             waits = [until for _, until in lasting if until > self._now]
