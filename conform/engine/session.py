@@ -122,11 +122,13 @@ class Session:
         self._event = Interval(0.0, 0.0)
         self._previous_gap: float | None = None
         self._dirty = False
+        self._stimulus: tuple[str, tuple[int, int] | None] = ("start", None)
         self._settled_once = True
         self._path = "start"
         self._place: tuple[int, int] | None = None
         self._covers: tuple[str, ...] = tuple(trial.case.covers)
         self._in_recipe = False
+        self._silence_asserted = False
         self._rule: tuple[str, str, int] | None = None
         self._broke: str | None = None
         self._violations: list[tuple[str, str, str]] = []
@@ -252,6 +254,9 @@ class Session:
         if found.stack_port is None:
             found.stack_port = segment.sport
         self._queues[found.name].append(Arrival(segment, when, entry))
+        if not self._dirty:
+            # Behind its fence: recorded against the step that caused it, and queued all the same.
+            self.transcript.note(self._now, "late", of=entry, step=self._stimulus[0])
 
     # Values ------------------------------------------------------------------------------------------------------
     def resolve(self, name: str, connection: Connection) -> float:
@@ -409,8 +414,11 @@ class Session:
     def _settle(self) -> Script:
         action = self._do(ev.Settle)
         self._settled_once = False
+        deadline = self._now + _CALL_PATIENCE * self.stack.timers["timer.response.max"]
         while action not in self._settled:
-            yield from self._wait()
+            if self._now >= deadline:
+                raise self._fail("the stack gives no sign of life: it does not settle", "an answer behind all others", "nothing")
+            yield from self._wait(deadline)
         self._settled_once = True
         self._dirty = False
 
@@ -448,13 +456,13 @@ class Session:
             delta = diff(arrival.segment.ack, connection.rcv_nxt)
             if delta:
                 words.append(f"its ack is {arrival.segment.ack}; RCV.NXT = {connection.rcv_nxt}")
-        raise self._fail(
-            f"the stack sent {_named(arrival.segment)}, which nothing expects here",
-            "silence",
-            self._relative(arrival.segment, connection),
-            tuple(words),
-            arrival.entry,
-        )
+        summary = f"the stack sent {_named(arrival.segment)}, which nothing expects"
+        expected = "silence"
+        if not self._silence_asserted:
+            # Implied silence is broken by what was done last, not by the step that was about to begin.
+            expected += f" before {self._path}"
+            self._path, self._place = self._stimulus
+        raise self._fail(summary, expected, self._relative(arrival.segment, connection), tuple(words), arrival.entry)
 
     def _relative(self, segment: Segment, connection: Connection) -> str:
         text = str(segment)
@@ -473,6 +481,7 @@ class Session:
 
     def _silence(self, spec: m.SilenceSpec) -> Script:
         self._asserted += not self._in_recipe
+        self._silence_asserted = True
         if isinstance(spec.for_, Expr):
             until = self._event.high + self.seconds(spec.for_)
             while self._now < until:
@@ -480,6 +489,7 @@ class Session:
                 yield from self._wait(until)
         yield from self._settle()
         self._require_silence(spec.noise)
+        self._silence_asserted = False
         self.transcript.note(self._now, "silent", step=self._path)
         if isinstance(spec.for_, Expr):
             self._event = Interval(self._now, self._now)
@@ -500,6 +510,7 @@ class Session:
             yield from self._wait()
         done = self._injected.pop(action)
         self._dirty = True
+        self._stimulus = (self._path, self._place)
         if isinstance(packet, Segment):
             own_ports = (packet.sport, packet.dport) == (connection.tester_port, connection.stack_port)
             if own_ports and packet.ip.checksum is None and packet.ip.src == self.stack.addresses[self.trial.ip][1]:
@@ -640,7 +651,9 @@ class Session:
         if overlap:
             request["overlap"] = True
         action = self._do(ev.Call, request=request)
-        self._dirty = self._dirty or emits(call)
+        if emits(call):
+            self._dirty = True
+            self._stimulus = (self._path, self._place)
         conn_of(call, self)
         return PendingCall(call, action, self._now, self._now + patience + _AGENT_GRACE, self._in_recipe)
 
