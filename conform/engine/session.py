@@ -303,6 +303,7 @@ class Session:
         try:
             self._in_recipe = True
             yield from self._steps(self.trial.case.recipe, "recipe")
+            yield from self._quiet()
             self._in_recipe = False
             yield from self._steps(self.trial.case.steps, "steps")
             yield from self._end()
