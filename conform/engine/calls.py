@@ -129,7 +129,12 @@ class Outcomes:
             return f"{name} raised no {outcome.signal}", wanted, actual, ()
         if outcome.msg_flags is not None and set(outcome.msg_flags) != set(reply.get("msg_flags") or []):
             seen = ", ".join(reply.get("msg_flags") or []) or "none"
-            return f"{name} returned the flags {seen}, want {', '.join(outcome.msg_flags) or 'none'}", wanted, actual, ()
+            return (
+                f"{name} returned the flags {seen}, want {', '.join(outcome.msg_flags) or 'none'}",
+                wanted,
+                actual,
+                (),
+            )
         words = self._returned(call, outcome, reply) or self._data(call, outcome, reply)
         if words is not None:
             return f"{name}: {words}", wanted, actual, (words,)

@@ -122,7 +122,9 @@ class Craft:
                     out.append(Option("fast-open", spec.fast_open))
                 case "user-timeout":
                     assert spec.user_timeout is not None
-                    out.append(Option("user-timeout", (int(spec.user_timeout.unit == "minutes"), spec.user_timeout.timeout)))
+                    out.append(
+                        Option("user-timeout", (int(spec.user_timeout.unit == "minutes"), spec.user_timeout.timeout))
+                    )
                 case "md5":
                     out.append(Option("md5", spec.md5))
                 case "nop":

@@ -186,7 +186,9 @@ def _flag_words(spec: ExpectSpec, seg: Segment) -> str:
         return ""
     wanted = spec.flags[0]
     missing = flag_names(wanted.bits & ~seg.flags)
-    extra = flag_names(seg.flags & (~wanted.bits & ~(FLAG_LETTERS["P"] | FLAG_LETTERS["E"] | FLAG_LETTERS["C"]) | wanted.forbidden))
+    extra = flag_names(
+        seg.flags & (~wanted.bits & ~(FLAG_LETTERS["P"] | FLAG_LETTERS["E"] | FLAG_LETTERS["C"]) | wanted.forbidden)
+    )
     parts = [f"{missing} missing"] if missing != "none" else []
     parts += [f"{extra} too many"] if extra != "none" else []
     return f" ({', '.join(parts)})" if parts else ""

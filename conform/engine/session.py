@@ -385,7 +385,9 @@ class Session:
                 yield from self._repeat(step.repeat, path)
         self._path, self._place, self._covers = outer
 
-    def _fail(self, summary: str, expected: str = "", actual: str = "", words: tuple[str, ...] = (), entry: int | None = None) -> StepFailed:
+    def _fail(
+        self, summary: str, expected: str = "", actual: str = "", words: tuple[str, ...] = (), entry: int | None = None
+    ) -> StepFailed:
         return StepFailed(Failure(self._path, self._place, summary, expected, actual, words, entry), self._covers)
 
     def _check_faults(self) -> None:
@@ -418,7 +420,9 @@ class Session:
         deadline = self._now + _CALL_PATIENCE * self.stack.timers["timer.response.max"]
         while action not in self._settled:
             if self._now >= deadline:
-                raise self._fail("the stack gives no sign of life: it does not settle", "an answer behind all others", "nothing")
+                raise self._fail(
+                    "the stack gives no sign of life: it does not settle", "an answer behind all others", "nothing"
+                )
             yield from self._wait(deadline)
         self._settled_once = True
         self._dirty = False
@@ -449,7 +453,12 @@ class Session:
         if self._unknown:
             arrival = self._unknown[0]
             ports = f"from port {arrival.segment.sport} to port {arrival.segment.dport}"
-            raise self._fail(f"a segment of no connection of this case came, {ports}", "silence", str(arrival.segment), entry=arrival.entry)
+            raise self._fail(
+                f"a segment of no connection of this case came, {ports}",
+                "silence",
+                str(arrival.segment),
+                entry=arrival.entry,
+            )
 
     def _unexpected(self, arrival: Arrival, connection: Connection) -> None:
         words = []
@@ -543,14 +552,28 @@ class Session:
         came = f"{_seconds(when.high - base.high)} after {spec.from_ or 'the event before'}"
         if within is not None:
             if least > within + slack:
-                raise self._fail(f"it came too late: {came}, want within {_seconds(within)}", f"within {_seconds(within)}", came, entry=entry)
+                raise self._fail(
+                    f"it came too late: {came}, want within {_seconds(within)}",
+                    f"within {_seconds(within)}",
+                    came,
+                    entry=entry,
+                )
             if most > within + slack:
-                raise Undecided(f"conform's loop was late by {_seconds(when.high - when.low)}; whether {came} is too late cannot be told")
+                raise Undecided(
+                    f"conform's loop was late by {_seconds(when.high - when.low)}; whether {came} is too late cannot be told"
+                )
         if after is not None:
             if most < after - slack:
-                raise self._fail(f"it came too early: {came}, want after {_seconds(after)}", f"after {_seconds(after)}", came, entry=entry)
+                raise self._fail(
+                    f"it came too early: {came}, want after {_seconds(after)}",
+                    f"after {_seconds(after)}",
+                    came,
+                    entry=entry,
+                )
             if least < after - slack:
-                raise Undecided(f"conform's loop was late by {_seconds(when.high - when.low)}; whether {came} is too early cannot be told")
+                raise Undecided(
+                    f"conform's loop was late by {_seconds(when.high - when.low)}; whether {came} is too early cannot be told"
+                )
 
     def _fit(self, spec: m.ExpectSpec, arrival: Arrival, connection: Connection) -> FieldMatcher:
         again = self._snapshots[spec.again].segment if spec.again else None
@@ -562,7 +585,9 @@ class Session:
         connection.observed(arrival.segment)
         if spec.as_ is not None:
             self._snapshots[spec.as_] = Snapshot(arrival.segment, arrival.when)
-        self.transcript.note(self._now, "matched", step=self._path, of=arrival.entry, **({"as": spec.as_} if spec.as_ else {}))
+        self.transcript.note(
+            self._now, "matched", step=self._path, of=arrival.entry, **({"as": spec.as_} if spec.as_ else {})
+        )
         self._event = arrival.when
         self._asserted += not self._in_recipe
 
@@ -603,10 +628,16 @@ class Session:
         wanted = describe(spec, self.environment(connection))
         return self._fail(f"nothing came within {waited}", wanted, "nothing")
 
-    def _mismatch(self, spec: m.ExpectSpec, arrival: Arrival, connection: Connection, found: FieldMatcher) -> StepFailed:
+    def _mismatch(
+        self, spec: m.ExpectSpec, arrival: Arrival, connection: Connection, found: FieldMatcher
+    ) -> StepFailed:
         words = tuple(mismatch.words for mismatch in found.mismatches)
         return self._fail(
-            words[0], describe(spec, self.environment(connection)), self._relative(arrival.segment, connection), words, arrival.entry
+            words[0],
+            describe(spec, self.environment(connection)),
+            self._relative(arrival.segment, connection),
+            words,
+            arrival.entry,
         )
 
     def _stream(self, spec: m.ExpectSpec, connection: Connection) -> Script:
@@ -617,7 +648,9 @@ class Session:
         while len(got) < spec.stream:
             arrival = yield from self._head(queue, deadline)
             if arrival is None:
-                raise self._fail(f"{len(got)} octets came, want {spec.stream}", f"{spec.stream} octets", f"{len(got)} octets")
+                raise self._fail(
+                    f"{len(got)} octets came, want {spec.stream}", f"{spec.stream} octets", f"{len(got)} octets"
+                )
             segment = arrival.segment
             fits = segment.payload and segment.seq == connection.snd_nxt and not segment.flags & RST
             if fits:
@@ -626,7 +659,12 @@ class Session:
                     raise self._mismatch(spec, arrival, connection, found)
                 got += segment.payload
                 if len(got) > spec.stream:
-                    raise self._fail(f"{len(got)} octets came, want {spec.stream}", f"{spec.stream} octets", f"{len(got)} octets", entry=arrival.entry)
+                    raise self._fail(
+                        f"{len(got)} octets came, want {spec.stream}",
+                        f"{spec.stream} octets",
+                        f"{len(got)} octets",
+                        entry=arrival.entry,
+                    )
                 queue.popleft()
                 self._consume(spec, arrival, connection, found)
                 if spec.within is None:
@@ -647,7 +685,11 @@ class Session:
 
     # Calls -------------------------------------------------------------------------------------------------------
     def _begin(self, call: m.Call, overlap: bool) -> PendingCall:
-        patience = self.seconds(call.timeout) if call.timeout is not None else _CALL_PATIENCE * self.stack.timers["timer.response.max"]
+        patience = (
+            self.seconds(call.timeout)
+            if call.timeout is not None
+            else _CALL_PATIENCE * self.stack.timers["timer.response.max"]
+        )
         request = request_of(call, self, patience)
         if overlap:
             request["overlap"] = True
@@ -681,7 +723,12 @@ class Session:
         while pending.action not in self._blocked:
             if pending.action in self._replies:
                 reply = self._outcomes.text(self._replies[pending.action].reply)
-                raise self._fail(f"{name} did not sleep: it ended with {reply}", "asleep", reply, entry=self._reply_entries[pending.action])
+                raise self._fail(
+                    f"{name} did not sleep: it ended with {reply}",
+                    "asleep",
+                    reply,
+                    entry=self._reply_entries[pending.action],
+                )
             if self._now >= pending.deadline:
                 raise Broken(f"the agent said neither that {name} sleeps nor that it ended")
             yield from self._wait(pending.deadline)
@@ -728,7 +775,9 @@ class Session:
                 continue
             if until is None or self._now >= until:
                 wanted = " or ".join(spec.is_)
-                raise self._fail(f"the state is {state}, want {wanted}", wanted, state, entry=len(self.transcript.entries) - 1)
+                raise self._fail(
+                    f"the state is {state}, want {wanted}", wanted, state, entry=len(self.transcript.entries) - 1
+                )
             yield from self._pause(min(until, self._now + 0.01))
         self._note_state(spec.conn, state)
         self._asserted += not self._in_recipe
@@ -813,7 +862,10 @@ class Session:
                 pendings = [self._calls[name] for name in outcomes]
                 if all(p.action in self._replies for p in pendings):
                     replies = [self._replies[p.action].reply for p in pendings]
-                    if all(self._outcomes.fits(p.call, p, o, r) for p, o, r in zip(pendings, outcomes.values(), replies, strict=True)):
+                    if all(
+                        self._outcomes.fits(p.call, p, o, r)
+                        for p, o, r in zip(pendings, outcomes.values(), replies, strict=True)
+                    ):
                         return branch
             for branch, pending in sleeps:
                 if pending.action in self._blocked:
@@ -835,7 +887,9 @@ class Session:
 
     def _no_branch(self, arrival: Arrival, connection: Connection, tried: list[Any]) -> StepFailed:
         env = self.environment(connection)
-        words = tuple(f"not {branch.name}: {mismatch.words}" for branch, _, found in tried for mismatch in found.mismatches)
+        words = tuple(
+            f"not {branch.name}: {mismatch.words}" for branch, _, found in tried for mismatch in found.mismatches
+        )
         expected = "; or ".join(f"{branch.name}: {describe(spec, env)}" for branch, spec, _ in tried) or "silence"
         return self._fail(
             f"the stack sent {_named(arrival.segment)}, which fits none of the ways",
@@ -865,7 +919,11 @@ class Session:
                 while queue:
                     arrival = queue[0]
                     tried = [
-                        (m.Choice.model_construct(name=f"[{i}]"), inner.expect, self._fit(inner.expect, arrival, connection))
+                        (
+                            m.Choice.model_construct(name=f"[{i}]"),
+                            inner.expect,
+                            self._fit(inner.expect, arrival, connection),
+                        )
                         for i, inner in left
                         if inner.expect.conn == name
                     ]
@@ -934,7 +992,11 @@ class Session:
         slack = wanted * gap.tolerance / 100 + self.stack.tolerance
         came = f"{_seconds((low + high) / 2)} after the one before"
         if high < wanted - slack or low > wanted + slack:
-            raise self._fail(f"it came {came}, want {_seconds(wanted)} ± {gap.tolerance} %", f"{_seconds(wanted)} ± {gap.tolerance} %", came)
+            raise self._fail(
+                f"it came {came}, want {_seconds(wanted)} ± {gap.tolerance} %",
+                f"{_seconds(wanted)} ± {gap.tolerance} %",
+                came,
+            )
         if low < wanted - slack or high > wanted + slack:
             raise Undecided(f"conform's loop was late; whether {came} is right cannot be told")
         self._previous_gap = (low + high) / 2
@@ -973,7 +1035,9 @@ class Session:
             state = next(iter(connection.states))
         if state in st.SYNCHRONIZED | {st.SYN_RECEIVED} and connection.iss is not None:
             # One octet below the window: unacceptable, so it draws an ACK and is dropped (section 3.10.7.4, first).
-            segment = self._craft.segment(connection, flags=ACK, seq=add(connection.rcv_nxt, -1), ack=connection.snd_nxt)
+            segment = self._craft.segment(
+                connection, flags=ACK, seq=add(connection.rcv_nxt, -1), ack=connection.snd_nxt
+            )
             yield from self._probed(segment, connection, ACK, connection.snd_nxt, connection.rcv_nxt)
         elif state == st.SYN_SENT and connection.iss is not None:
             wrong = add(connection.snd_nxt, 1000)

@@ -21,7 +21,9 @@ class Transcript:
         """Record what the session wants done."""
         match action:
             case ev.Inject():
-                return self._add({"t": now, "a": "inject", "id": action.id, "packet": to_json(action.packet), "step": step})
+                return self._add(
+                    {"t": now, "a": "inject", "id": action.id, "packet": to_json(action.packet), "step": step}
+                )
             case ev.Call():
                 return self._add({"t": now, "a": "call", "id": action.id, "request": action.request, "step": step})
             case ev.Settle():
@@ -34,7 +36,9 @@ class Transcript:
         """Record what happened."""
         match event:
             case ev.Injected():
-                return self._add({"t": now, "e": "injected", "id": event.id, "before": event.before, "after": event.after})
+                return self._add(
+                    {"t": now, "e": "injected", "id": event.id, "before": event.before, "after": event.after}
+                )
             case ev.Arrived():
                 return self._add({"t": now, "e": "arrived", "since": event.since, "packet": to_json(event.packet)})
             case ev.Returned():
@@ -50,7 +54,7 @@ class Transcript:
             case ev.Broke():
                 return self._add({"t": now, "e": "broke", "reason": event.reason})
 
-    def note(self, now: float, name: str, **fields: Any) -> int:
+    def note(self, now: float, name: str, /, **fields: Any) -> int:
         """Record what only explains."""
         return self._add({"t": now, "n": name, **fields})
 

@@ -3,10 +3,10 @@
 Everything that depends on which state follows which is derived from :data:`TRANSITIONS`; the diagram in
 ``docs/states.md`` is generated from it.
 
-An event is what the *stack* undergoes: a user call (``passive-open``, ``active-open``, ``send``, ``close``, ``abort``), a
-segment it accepts (``rcv …``), or time (``2msl``). ``rcv ack-of-fin`` is an acceptable ACK that covers the stack's FIN;
-``rcv fin`` one that does not, ``rcv fin+ack-of-fin`` a FIN with such an ACK; ``rcv rst`` a reset that passes the
-checks of section 3.10.7.4 (exact, where RFC 5961 is claimed).
+An event is what the *stack* undergoes: a user call (``passive-open``, ``active-open``, ``close``, ``abort``), a segment
+it accepts (``rcv …``), or time (``2msl``, ``timeout``). ``rcv ack-of-fin`` is an acceptable ACK that covers the stack's
+FIN; ``rcv fin`` a FIN whose ACK does not, ``rcv fin+ack-of-fin`` a FIN whose ACK does; ``rcv rst`` a reset that passes
+the checks of section 3.10.7.4 (exact, where RFC 5961 is claimed).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ TIME_WAIT = "TIME-WAIT"
 
 #: All states, in the RFC's order, and CLOSED, which is no state but the lack of one.
 STATES = (
-    LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK, TIME_WAIT, CLOSED,
+    LISTEN, SYN_SENT, SYN_RECEIVED, ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSING, LAST_ACK, TIME_WAIT,
+    CLOSED,
 )  # fmt: skip
 
 #: States in which both ends know each other's sequence numbers (section 3.10.7.4 treats them together).
