@@ -1,0 +1,239 @@
+"""Known deviations of a stack: the trials that are expected to fail, and why each does.
+
+``expectations/<stack>.yaml`` beside the cases holds a list. An entry says which trials, the RFC section, the packets
+that show the deviation, and a text that the failure's summary must contain: a trial that fails in another way than the
+known one is a failure like any other, and one that passes turns the gate red, so that the list never outlives the
+truth.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from conform.engine.verdict import LEVELS, Verdict
+
+DIRECTORY = "expectations"
+_REQUIRED = ("trials", "reason", "rfc", "packets", "message")
+_KEYS = (*_REQUIRED, "requirement")
+
+#: ``--gate``: the levels whose failures turn the gate red.
+GATES: dict[str, tuple[str, ...]] = {"must": ("must",), "should": ("must", "should"), "all": LEVELS}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong with an expectations file, and where (counted from 1)."""
+
+    path: Path
+    line: int
+    column: int
+    message: str
+    source: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.path}:{self.line}:{self.column}: {self.message}"
+        return f"{text}\n  {self.source}\n  {' ' * (self.column - 1)}^" if self.source else text
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """One entry. ``trials`` are globs over trial ids, in which ``*`` also spans dots and slashes."""
+
+    trials: tuple[str, ...]
+    reason: str
+    rfc: str
+    packets: str
+    message: str
+    requirement: str | None
+    path: Path
+    line: int
+
+    def covers(self, trial: str) -> bool:
+        """Whether the trial with that id (less its ``#n``) is meant."""
+        name = trial.partition("#")[0].lower()
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.trials)
+
+    def explains(self, verdict: Verdict) -> bool:
+        """Whether a failure is the known one."""
+        if verdict.failure is None or self.message.lower() not in verdict.failure.summary.lower():
+            return False
+        return self.requirement is None or self.requirement in verdict.requirements
+
+    def to_json(self) -> dict[str, Any]:
+        """As the run file has it."""
+        entry: dict[str, Any] = {
+            "trials": list(self.trials), "reason": self.reason, "rfc": self.rfc, "packets": self.packets,
+            "message": self.message, "file": str(self.path), "line": self.line,
+        }  # fmt: skip
+        if self.requirement is not None:
+            entry["requirement"] = self.requirement
+        return entry
+
+
+@dataclass(frozen=True, slots=True)
+class Expectations:
+    """All deviations that hold for a run, and what is wrong with the files that list them."""
+
+    deviations: tuple[Deviation, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+    def of(self, trial: str) -> Deviation | None:
+        """The first entry that covers the trial with that id."""
+        return next((entry for entry in self.deviations if entry.covers(trial)), None)
+
+    def unmatched(self, trials: Collection[str]) -> list[Problem]:
+        """Entries that cover none of *trials*, which must be all that the cases give on that stack."""
+        return [
+            Problem(entry.path, entry.line, 1, f"no trial matches {', '.join(entry.trials)}: the entry is out of date")
+            for entry in self.deviations
+            if not any(entry.covers(trial) for trial in trials)
+        ]
+
+
+def classify(verdict: Verdict, entry: Deviation | None, gate: str, earlier: Sequence[Verdict] = ()) -> tuple[str, bool]:
+    """``result`` and ``expected`` of a trial with that *verdict* (docs/run-format.md).
+
+    *earlier* are the verdicts that ``--retry`` did not accept. A flaky trial failed once, and a conforming stack never
+    does: retrying tells it from a steady failure and does not make it green.
+    """
+    outcome = verdict.outcome
+    if outcome == "pass":
+        if entry is not None:
+            return "unexpected-pass", False
+        return ("flaky", False) if earlier else ("pass", True)
+    if outcome == "fail":
+        if entry is not None and entry.explains(verdict):
+            return "expected-failure", True
+        return "fail", verdict.level not in GATES[gate]
+    return outcome, outcome == "not-applicable"
+
+
+def files(paths: Iterable[Path], stack: str) -> list[Path]:
+    """The expectations files of *stack* that belong to the cases under *paths*: in that directory or one above."""
+    found: dict[Path, None] = {}
+    for path in paths:
+        place = path.resolve()
+        for directory in (place, *place.parents):
+            file = directory / DIRECTORY / f"{stack}.yaml"
+            if file.is_file():
+                found[file] = None
+                break
+    return list(found)
+
+
+def load(paths: Iterable[Path], shown: Path | None = None) -> Expectations:
+    """Read expectations *files*. Places are shown relative to *shown* (the working directory) where they lie in it."""
+    deviations: list[Deviation] = []
+    problems: list[Problem] = []
+    base = (shown or Path.cwd()).resolve()
+    for path in paths:
+        name = path.relative_to(base) if path.is_relative_to(base) else path
+        reader = _File(name)
+        deviations += reader.read(path)
+        problems += reader.problems
+    return Expectations(tuple(deviations), tuple(problems))
+
+
+class _File:
+    """One file on its way in."""
+
+    def __init__(self, name: Path) -> None:
+        self._name = name
+        self._lines: list[str] = []
+        self.problems: list[Problem] = []
+
+    def _wrong(self, line: int, column: int, message: str) -> None:
+        source = self._lines[line] if line < len(self._lines) else ""
+        self.problems.append(Problem(self._name, line + 1, column + 1, message, source.replace("\t", " ")))
+
+    def _at(self, node: yaml.Node, message: str) -> None:
+        self._wrong(node.start_mark.line, node.start_mark.column, message)
+
+    def read(self, path: Path) -> list[Deviation]:
+        try:
+            text = path.read_text(encoding="utf-8")
+            self._lines = text.splitlines()
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except UnicodeDecodeError as error:
+            self._wrong(0, 0, f"the file is not UTF-8 text: {error.reason}")
+            return []
+        except OSError as error:
+            self._wrong(0, 0, f"the file cannot be read: {error.strerror}")
+            return []
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            self._wrong(mark.line if mark else 0, mark.column if mark else 0, error.problem or "not YAML")
+            return []
+        except (yaml.YAMLError, RecursionError) as error:
+            self._wrong(0, 0, f"not YAML: {error}")
+            return []
+        if root is None:
+            return []
+        if not isinstance(root, yaml.SequenceNode):
+            self._at(root, "expected a list of deviations")
+            return []
+        return [entry for node in root.value if (entry := self._entry(node)) is not None]
+
+    def _entry(self, node: yaml.Node) -> Deviation | None:
+        before = len(self.problems)
+        if not isinstance(node, yaml.MappingNode):
+            self._at(node, f"expected a deviation: a mapping with {', '.join(_REQUIRED)}")
+            return None
+        texts: dict[str, tuple[str, ...]] = {}
+        for key, value in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name not in _KEYS:
+                self._at(key, f"unknown key {name!r}{_near(str(name))}; a deviation has {', '.join(_KEYS)}")
+            elif name in texts:
+                self._at(key, f"{name} is said twice")
+            else:
+                texts[name] = self._texts(name, value)
+        for name in _REQUIRED:
+            if name not in texts:
+                self._at(node, f"{name} is missing: a deviation says {', '.join(_REQUIRED)}")
+        if len(self.problems) > before:
+            return None
+        one = {name: values[0] for name, values in texts.items() if name != "trials"}
+        return Deviation(
+            trials=tuple(_pattern(pattern) for pattern in texts["trials"]),
+            reason=one["reason"],
+            rfc=one["rfc"],
+            packets=one["packets"],
+            message=one["message"],
+            requirement=one.get("requirement"),
+            path=self._name,
+            line=node.start_mark.line + 1,
+        )
+
+    def _texts(self, name: str, node: yaml.Node) -> tuple[str, ...]:
+        nodes = node.value if name == "trials" and isinstance(node, yaml.SequenceNode) else [node]
+        texts = []
+        for item in nodes:
+            if not isinstance(item, yaml.ScalarNode) or item.tag == "tag:yaml.org,2002:null" or not item.value.strip():
+                self._at(
+                    item, f"{name} is {'a glob over trial ids, or a list of them' if name == 'trials' else 'a text'}"
+                )
+            else:
+                texts.append(item.value.strip())
+        if not texts and not nodes:
+            self._at(node, "trials names at least one trial")
+        return tuple(texts)
+
+
+def _near(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, _KEYS, 1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def _pattern(text: str) -> str:
+    """A glob as fnmatch wants it. Ids hold no brackets, so ``[`` is only ever meant as itself."""
+    return re.sub(r"\[", "[[]", text.lower())

@@ -1,0 +1,245 @@
+"""From cases to trials: one for each case, IP version and row of its matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from conform.case.expr import ExpressionError, parse
+from conform.case.model import Case
+from conform.engine.trial import StackProfile, Trial
+from conform.run.select import Selection
+
+#: What a call needs beyond "calls", by its name.
+_CALL_NEEDS = {"fork": "fork", "dup": "dup", "kill": "kill", "exit": "kill"}
+
+
+class PlanError(Exception):
+    """The cases cannot be planned together: two trials would have one id."""
+
+
+class Row(Protocol):
+    """One row of a case's matrix, as ``case.load`` gives it; a case without one has a single row without id."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def document(self) -> dict[str, Any]: ...
+    @property
+    def case(self) -> Case: ...
+
+
+class LoadedCase(Protocol):
+    """A case that was read, as ``case.load`` gives it."""
+
+    @property
+    def case_id(self) -> str: ...
+    @property
+    def path(self) -> Any: ...
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+
+class Stack(Protocol):
+    """What planning needs of a stack's description."""
+
+    @property
+    def profile(self) -> StackProfile: ...
+
+    def lacks(self, case: Case) -> str | None:
+        """Why the stack cannot do what the case's settings ask for, or ``None``."""
+        ...
+
+
+@dataclass(slots=True)
+class Plan:
+    """All trials of a run, in order. With ``repeat`` each comes several times, its number behind a ``#``."""
+
+    trials: list[Trial]
+    repeat: int = 1
+    known: int = 0  # how many trials there were to select from
+    everything: list[str] = field(default_factory=list)  # the ids of those
+
+    def __len__(self) -> int:
+        return len(self.trials) * self.repeat
+
+    def trial(self, index: int) -> Trial:
+        """The trial of that number. Repetitions share all but the id, and are made when asked for."""
+        trial = self.trials[index % len(self.trials)]
+        return replace(trial, id=self.id(index)) if self.repeat > 1 else trial
+
+    def id(self, index: int) -> str:
+        """The id of the trial of that number."""
+        number, base = divmod(index, len(self.trials))
+        name = self.trials[base].id
+        return f"{name}#{number + 1}" if self.repeat > 1 else name
+
+    def ids(self) -> Iterator[str]:
+        """The ids of all trials, in order."""
+        return (self.id(index) for index in range(len(self)))
+
+    def dispatch(self) -> list[int]:
+        """The trials' numbers in the order in which they are best begun: those that only wait for long come first.
+
+        The run is as long as its last trial, and trials that wait cost nothing beside the others.
+        """
+        waits = [_waits(trial) for trial in self.trials]
+        many = len(self.trials)
+        return sorted(range(len(self)), key=lambda index: -waits[index % many])
+
+
+def requirements(document: Mapping[str, Any]) -> list[str]:
+    """The ids of all requirements that a resolved case names, in order, each once."""
+    found: dict[str, None] = {}
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key, inner in value.items():
+                if key == "covers":
+                    found.update(dict.fromkeys([inner] if isinstance(inner, str) else inner))
+                elif key == "violates" and isinstance(inner, str):
+                    found[inner] = None
+                else:
+                    walk(inner)
+        elif isinstance(value, (list, tuple)):
+            for inner in value:
+                walk(inner)
+
+    walk(document)
+    return list(found)
+
+
+def build(
+    cases: Iterable[LoadedCase],
+    stack: Stack,
+    levels: Mapping[str, str],
+    *,
+    versions: Sequence[int] = (4, 6),
+    selection: Selection | None = None,
+    seed: int = 0,
+    repeat: int = 1,
+    machine: Mapping[int, str] | None = None,
+) -> Plan:
+    """The trials of *cases* on *stack* that are meant by *selection*.
+
+    *levels* maps requirement ids to their level in the catalogue. *machine* maps an IP version that this machine
+    cannot do to why. Raises :class:`PlanError`, and SelectionError for a selection that cannot be understood.
+    """
+    selection = selection or Selection()
+    meant = selection.trials()
+    lacking = machine or {}
+    trials: list[Trial] = []
+    everything: list[str] = []
+    seen: dict[str, str] = {}
+    for loaded in cases:
+        for row in loaded.rows:
+            named = requirements(row.document)
+            wanted = selection.case(row.case, named, dict(levels))
+            reason = None
+            if wanted:
+                reason = not_applicable(row.case, stack)
+            own = {requirement: levels[requirement] for requirement in named if requirement in levels}
+            for version in versions:
+                if row.case.ip not in (version, "both"):
+                    continue
+                name = f"{loaded.case_id}{'.' if row.id else ''}{row.id}.v{version}"
+                file = str(loaded.path)
+                if name.lower() in seen:
+                    raise PlanError(f"{file} and {seen[name.lower()]} both give the trial {name}")
+                seen[name.lower()] = file
+                everything.append(name)
+                if not wanted or not meant(name):
+                    continue
+                trials.append(
+                    Trial(
+                        id=name,
+                        case_id=loaded.case_id,
+                        file=file,
+                        ip=version,
+                        row=row.id,
+                        document=row.document,
+                        case=row.case,
+                        levels=own,
+                        stack=stack.profile,
+                        seed=seed,
+                        not_applicable=reason or _version_lacks(version, stack.profile, lacking),
+                    )
+                )
+    return Plan(trials, repeat, len(everything), everything)
+
+
+def not_applicable(case: Case, stack: Stack) -> str | None:
+    """Why *case* has nothing to say of *stack*, whatever the IP version; ``None`` when it has."""
+    lacking = [need for need in needs(case) if need not in stack.profile.capabilities]
+    if lacking:
+        from conform.case.vocabulary import CAPABILITIES
+
+        words = ", ".join(f"{need} ({CAPABILITIES[need]})" for need in lacking)
+        return f"{stack.profile.name} lacks {words}"
+    return stack.lacks(case)
+
+
+def needs(case: Case) -> list[str]:
+    """The capabilities that *case* needs: those that it says, and those that follow from its calls."""
+    found = dict.fromkeys(case.requires)
+    if case.sysctl:
+        found["linux"] = None
+    for step in _steps([*case.recipe, *case.steps]):
+        call = getattr(step, "call", None) or getattr(step, "start", None)
+        if call is None:
+            continue
+        found["calls"] = None
+        if getattr(step, "start", None) is not None:
+            found["overlap"] = None
+        need = _CALL_NEEDS.get(call.do)
+        if need:
+            found[need] = None
+    return list(found)
+
+
+def _steps(steps: Iterable[Any]) -> Iterator[Any]:
+    for step in steps:
+        yield step
+        for choice in getattr(step, "one_of", None) or ():
+            yield from _steps(choice.steps)
+        for name in ("any_order", "optional"):
+            yield from _steps(getattr(step, name, None) or ())
+        repeat = getattr(step, "repeat", None)
+        if repeat is not None:
+            yield from _steps(repeat.steps)
+
+
+def _version_lacks(version: int, profile: StackProfile, machine: Mapping[int, str]) -> str | None:
+    if version not in profile.addresses or f"ipv{version}" not in profile.capabilities:
+        return f"{profile.name} has no IPv{version}"
+    return machine.get(version)
+
+
+def _waits(trial: Trial) -> float:
+    """About how many seconds the trial only waits, by what its document says."""
+
+    def seconds(value: Any) -> float:
+        try:
+            return float(parse(str(value)).evaluate(trial.stack.timers.__getitem__))
+        except (ExpressionError, LookupError, TypeError, ValueError):
+            return 0.0
+
+    def walk(value: Any) -> float:
+        if isinstance(value, Mapping):
+            total = 0.0
+            for key, inner in value.items():
+                if key in ("for", "after"):
+                    total += seconds(inner)
+                elif key == "silence" and isinstance(inner, str):
+                    total += seconds(inner)
+                elif key == "between" and isinstance(inner, (list, tuple)) and inner:
+                    total += seconds(inner[0])
+                else:
+                    total += walk(inner)
+            return total
+        if isinstance(value, (list, tuple)):
+            return sum(map(walk, value))
+        return 0.0
+
+    return 0.0 if trial.not_applicable else round(walk([trial.document.get("recipe", []), trial.document["steps"]]), 1)

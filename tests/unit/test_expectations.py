@@ -1,0 +1,139 @@
+"""Known deviations: what they cover, what they demand, and what is said of a bad file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from conform.engine.verdict import Failure, Verdict
+from conform.run.expectations import Deviation, Expectations, classify, files, load
+
+GOOD = """\
+- trials: close/active-*.v4
+  reason: Linux acknowledges late
+  rfc: RFC 9293 section 3.10.7.4
+  packets: |
+    FA seq=1 ->
+    <- A ack=1
+  message: want RCV.NXT
+- trials:
+    - reset/a.v?
+    - reset/b.*
+  reason: because
+  rfc: RFC 5961
+  packets: R
+  message: nothing came
+  requirement: 9293-MUST-1
+"""
+
+
+def _failed(summary: str, level: str = "must", *requirements: str) -> Verdict:
+    return Verdict("fail", level, requirements, Failure("steps[0]", None, summary))  # type: ignore[arg-type]
+
+
+def _entry(**changes: object) -> Deviation:
+    fields: dict[str, object] = {
+        "trials": ("a.*",), "reason": "r", "rfc": "x", "packets": "p", "message": "want RCV.NXT", "requirement": None,
+        "path": Path("linux.yaml"), "line": 1,
+    }  # fmt: skip
+    return Deviation(**(fields | changes))  # type: ignore[arg-type]
+
+
+def _load(tmp_path: Path, text: str | bytes) -> Expectations:
+    file = tmp_path / "linux.yaml"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return load([file], tmp_path)
+
+
+def test_a_good_file(tmp_path: Path) -> None:
+    loaded = _load(tmp_path, GOOD)
+    assert not loaded.problems
+    first, second = loaded.deviations
+    assert (first.line, second.line) == (1, 8)
+    assert first.packets == "FA seq=1 ->\n<- A ack=1"
+    assert second.trials == ("reset/a.v?", "reset/b.*")
+    assert second.requirement == "9293-MUST-1"
+    assert loaded.of("close/active-close.FIN-WAIT-2.v4") is first
+    assert loaded.of("close/active-close.v4#3") is first
+    assert loaded.of("CLOSE/ACTIVE-close.v4") is first
+    assert loaded.of("close/active-close.v6") is None
+    assert loaded.of("reset/b.v6") is second
+    assert second.to_json()["requirement"] == "9293-MUST-1"
+    assert "requirement" not in first.to_json()
+
+
+def test_an_entry_that_matches_nothing_is_out_of_date(tmp_path: Path) -> None:
+    loaded = _load(tmp_path, GOOD)
+    (problem,) = loaded.unmatched(["reset/a.v4", "close/passive.v4"])
+    assert str(problem).startswith("linux.yaml:1:1: no trial matches close/active-*.v4")
+
+
+def test_an_empty_file_has_no_deviations(tmp_path: Path) -> None:
+    assert _load(tmp_path, "# none\n") == Expectations()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: b\n", "linux.yaml:1:1: expected a list of deviations\n  a: b\n  ^"),
+        ("- a\n", "linux.yaml:1:3: expected a deviation"),
+        (GOOD.replace("reason: because", "raeson: because"), "linux.yaml:11:3: unknown key 'raeson', did you mean 'reason'?"),
+        (GOOD.replace("  message: nothing came\n", ""), "linux.yaml:8:3: message is missing"),
+        (GOOD.replace("reason: because", "reason:"), "linux.yaml:11:10: reason is a text"),
+        (GOOD.replace("reason: because", "reason: [a]"), "linux.yaml:11:11: reason is a text"),
+        (GOOD.replace("rfc: RFC 5961", "reason: again"), "linux.yaml:12:3: reason is said twice"),
+        (GOOD.replace("\n    - reset/a.v?\n    - reset/b.*", " []"), "linux.yaml:8:11: trials names at least one trial"),
+        (GOOD.replace("- reset/a.v?", "- {}"), "linux.yaml:9:7: trials is a glob"),
+        ("- [\n", "linux.yaml:2:1: "),
+        (b"\xff\xfe", "linux.yaml:1:1: the file is not UTF-8"),
+        ("- \x01", "not YAML"),
+    ],
+)  # fmt: skip
+def test_bad_files(tmp_path: Path, text: str | bytes, message: str) -> None:
+    shown = "\n".join(str(problem) for problem in _load(tmp_path, text).problems)
+    assert message in shown
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    (tmp_path / "linux.yaml").mkdir()
+    assert "cannot be read" in str(load([tmp_path / "linux.yaml"]).problems[0])
+
+
+def test_found_beside_the_cases_or_above(tmp_path: Path) -> None:
+    (tmp_path / "cases/expectations").mkdir(parents=True)
+    (tmp_path / "cases/close").mkdir()
+    case = tmp_path / "cases/close/a.yaml"
+    case.touch()
+    assert files([case], "linux") == []
+    file = tmp_path / "cases/expectations/linux.yaml"
+    file.touch()
+    assert files([case, tmp_path / "cases"], "linux") == [file]
+    assert files([case], "lwip") == []
+
+
+@pytest.mark.parametrize(
+    ("verdict", "entry", "gate", "earlier", "wanted"),
+    [
+        (Verdict("pass"), None, "all", (), ("pass", True)),
+        (Verdict("pass"), None, "all", (_failed("x"),), ("flaky", False)),
+        (Verdict("pass"), _entry(), "all", (), ("unexpected-pass", False)),
+        (_failed("ack 1, want RCV.NXT = 2"), _entry(), "all", (), ("expected-failure", True)),
+        (_failed("ack 1, WANT rcv.nxt = 2"), _entry(), "all", (), ("expected-failure", True)),
+        (_failed("nothing came"), _entry(), "all", (), ("fail", False)),
+        (_failed("want RCV.NXT", "must", "A"), _entry(requirement="A"), "all", (), ("expected-failure", True)),
+        (_failed("want RCV.NXT", "must", "B"), _entry(requirement="A"), "all", (), ("fail", False)),
+        (_failed("x", "must"), None, "must", (), ("fail", False)),
+        (_failed("x", "should"), None, "must", (), ("fail", True)),
+        (_failed("x", "should"), None, "should", (), ("fail", False)),
+        (_failed("x", "may"), None, "should", (), ("fail", True)),
+        (_failed("x", "may"), None, "all", (), ("fail", False)),
+        (Verdict("inconclusive"), _entry(), "all", (), ("inconclusive", False)),
+        (Verdict("error"), None, "must", (), ("error", False)),
+        (Verdict("not-applicable"), _entry(), "all", (), ("not-applicable", True)),
+    ],
+)
+def test_classify(
+    verdict: Verdict, entry: Deviation | None, gate: str, earlier: tuple[Verdict, ...], wanted: tuple[str, bool]
+) -> None:
+    assert classify(verdict, entry, gate, earlier) == wanted
