@@ -26,6 +26,8 @@ _EXTENSION_HEADERS = frozenset({0, 43, 44, 60})
 _FRAGMENT_HEADER = 44
 #: Loose and strict source and record route (RFC 791 section 3.1).
 _SOURCE_ROUTES = frozenset({131, 137})
+#: What scapy's dissection may raise on octets that it can make nothing of.
+_UNREADABLE = (LookupError, ValueError, TypeError, AttributeError, struct.error, OSError)
 
 
 @functools.cache
@@ -43,7 +45,7 @@ def _scapy() -> SimpleNamespace:
         TCP=inet.TCP,
         ICMP=inet.ICMP,
         IPv6=inet6.IPv6,
-        option_field=inet.TCPOptionsField("options", []),
+        option_field=inet.TCPOptionsField("options", None),
         unreachable=inet6.ICMPv6DestUnreach,
         too_big=inet6.ICMPv6PacketTooBig,
         time_exceeded=inet6.ICMPv6TimeExceeded,
@@ -75,7 +77,7 @@ def build(packet: Packet) -> bytes:
     """
     try:
         return _build_icmp(packet) if isinstance(packet, IcmpError) else _build_segment(packet)
-    except (struct.error, OSError, TypeError, OverflowError) as error:
+    except (struct.error, OSError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"cannot build {packet}: {error}") from error
 
 
@@ -114,6 +116,11 @@ def _build_segment(segment: Segment) -> bytes:
     return _ip_header(segment.ip, _TCP, len(octets)) + octets
 
 
+def _checksum(octets: bytes) -> bytes:
+    """The Internet checksum (RFC 1071), two octets."""
+    return cast(int, _scapy().checksum(octets)).to_bytes(2, "big")
+
+
 def _ip_header(ip: IPFields, protocol: int, length: int) -> bytes:
     """The IP header in front of *length* octets."""
     scapy = _scapy()
@@ -123,9 +130,7 @@ def _ip_header(ip: IPFields, protocol: int, length: int) -> bytes:
     if ip.version == 6:
         if not 0 <= ip.flow <= 0xFFFFF:
             raise ValueError(f"flow label {ip.flow:#x} is out of range")
-        header = scapy.IPv6(
-            tc=traffic_class, fl=ip.flow, plen=length, nh=protocol, hlim=ip.ttl, src=ip.src, dst=ip.dst
-        )
+        header = scapy.IPv6(tc=traffic_class, fl=ip.flow, plen=length, nh=protocol, hlim=ip.ttl, src=ip.src, dst=ip.dst)
         header.explicit = 1
         return cast(bytes, header.build())
     options = ip.options + bytes(-len(ip.options) % 4)
@@ -146,7 +151,7 @@ def _ip_header(ip: IPFields, protocol: int, length: int) -> bytes:
     header.explicit = 1
     octets = cast(bytes, header.build()) + options
     if ip.checksum is None:
-        octets = octets[:10] + scapy.checksum(octets).to_bytes(2, "big") + octets[12:]
+        octets = octets[:10] + _checksum(octets) + octets[12:]
     return octets
 
 
@@ -241,7 +246,7 @@ def _build_icmp(error: IcmpError) -> bytes:
         layer = scapy.ICMP(type=error.type, code=error.code, chksum=0, **fields)
         layer.explicit = 1
         octets = cast(bytes, layer.build()) + quoted
-        octets = octets[:2] + scapy.checksum(octets).to_bytes(2, "big") + octets[4:]
+        octets = octets[:2] + _checksum(octets) + octets[4:]
         return _ip_header(error.ip, socket.IPPROTO_ICMP, len(octets)) + octets
     if error.type == 1:
         layer = scapy.unreachable(code=error.code, cksum=0)
@@ -256,7 +261,7 @@ def _build_icmp(error: IcmpError) -> bytes:
     layer.explicit = 1
     octets = cast(bytes, layer.build()) + quoted
     pseudo = _packed(6, error.ip.src) + _packed(6, error.ip.dst) + struct.pack("!II", len(octets), 58)
-    octets = octets[:2] + scapy.checksum(pseudo + octets).to_bytes(2, "big") + octets[4:]
+    octets = octets[:2] + _checksum(pseudo + octets) + octets[4:]
     return _ip_header(error.ip, socket.IPPROTO_ICMPV6, len(octets)) + octets
 
 
@@ -274,8 +279,8 @@ def parse(data: bytes) -> Segment | None:
     try:
         place = _find_tcp(data)
         return None if place is None else _parse_segment(data, *place)
-    except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error, OSError):
-        return None  # scapy could make nothing of it
+    except _UNREADABLE:
+        return None
 
 
 def _find_tcp(data: bytes) -> tuple[int, int, int] | None:
@@ -310,20 +315,16 @@ def _find_tcp(data: bytes) -> tuple[int, int, int] | None:
     return (header, start, end) if start + _TCP_HEADER <= end else None
 
 
-def _parse_segment(data: bytes, ip_end: int, start: int, end: int) -> Segment | None:
+def _parse_segment(data: bytes, ip_end: int, start: int, end: int) -> Segment:
     scapy = _scapy()
     version = data[0] >> 4
     words = data[start + 12] >> 4
     options_start = start + _TCP_HEADER
     options_end = min(max(options_start, start + words * 4), end)
-    # scapy sees the headers alone: what follows them would only be copied, and guessed at by port number.
-    packet = (scapy.IP if version == 4 else scapy.IPv6)(data[:options_end])
-    layer = packet.payload
-    while type(layer) is not scapy.TCP:
-        if not layer:
-            return None
-        layer = layer.payload
-    tcp = layer.fields
+    # scapy sees the fixed headers alone: what follows them would only be copied, and guessed at by port number, and
+    # malformed options make it give up on the whole header.
+    ip = (scapy.IP(data[:20]) if version == 4 else scapy.IPv6(data[:40])).fields
+    tcp = scapy.TCP(data[start:options_start]).fields
     octets = data[start:end]
     if version == 4:
         ip_options = data[20:ip_end]
@@ -332,13 +333,13 @@ def _parse_segment(data: bytes, ip_end: int, start: int, end: int) -> Segment | 
     else:
         addresses = data[8:40]
     checksum_right = _tcp_checksum(version, addresses, octets) == 0
-    options, raw_options = _parse_options(data[options_start:options_end], tcp["options"])
+    options, raw_options = _parse_options(data[options_start:options_end])
     misplaced = words < 5 or start + words * 4 > end
     if misplaced and options_end > options_start:
         raw_options = data[options_start:options_end]
     flags = int(tcp["flags"])
     return Segment(
-        ip=_ip_fields(packet.fields, version, data, ip_end),
+        ip=_ip_fields(ip, version, data, ip_end),
         sport=tcp["sport"],
         dport=tcp["dport"],
         seq=tcp["seq"],
@@ -376,13 +377,18 @@ def _ip_fields(ip: dict[str, Any], version: int, data: bytes, end: int) -> IPFie
     )
 
 
-def _parse_options(area: bytes, dissected: list[tuple[str | int, Any]]) -> tuple[tuple[Option, ...], bytes | None]:
-    """The options that scapy *dissected*, by our names, and *area* itself where they do not say all that is in it."""
+def _parse_options(area: bytes) -> tuple[tuple[Option, ...], bytes | None]:
+    """The options in *area* by our names, and *area* itself where they do not say all that is in it."""
     if not area:
         return (), None
+    field = _scapy().option_field
+    try:
+        dissected = iter(field.m2i(None, area))
+    except _UNREADABLE:  # scapy gives up on all of them: see below
+        dissected = None
     options: list[Option] = []
     at = 0
-    for name, value in dissected:
+    while at < len(area):
         kind = area[at]
         if kind == 0:
             rest = area[at:]
@@ -390,20 +396,23 @@ def _parse_options(area: bytes, dissected: list[tuple[str | int, Any]]) -> tuple
                 options.append(Option("eol"))
             # More than one end of list and its padding, or something behind it, would not be built again.
             return tuple(options), area if rest.strip(b"\0") or len(rest) > 4 else None
-        if kind == 1:
-            options.append(Option("nop"))
-            at += 1
-            continue
-        length = area[at + 1] if at + 1 < len(area) else 0
-        if length < 2 or at + length > len(area):
+        length = 1 if kind == 1 else area[at + 1] if at + 1 < len(area) else 0
+        if length < (1 if kind == 1 else 2) or at + length > len(area):
             return tuple(options), area
-        options.append(_named_option(name, value, kind, area[at + 2 : at + length]))
+        octets = area[at : at + length]
         at += length
+        try:
+            name, value = next(dissected) if dissected is not None else field.m2i(None, octets)[0]
+        except _UNREADABLE:
+            name, value = kind, octets[2:]
+        options.append(_named_option(name, value, kind, octets[2:]))
     return tuple(options), None
 
 
 def _named_option(name: str | int, value: Any, kind: int, data: bytes) -> Option:
     match name:
+        case "NOP":
+            return Option("nop")
         case "MSS" if isinstance(value, int):
             return Option("mss", value)
         case "WScale" if isinstance(value, int):

@@ -54,7 +54,13 @@ class Medium(Protocol):
     """A way to carry packets between a worker and the namespaces of its trials."""
 
     def attach(
-        self, netns: Namespace, addresses: Addresses, deliver: Deliver, *, mtu: int | None = None, quickack: bool = False
+        self,
+        netns: Namespace,
+        addresses: Addresses,
+        deliver: Deliver,
+        *,
+        mtu: int | None = None,
+        quickack: bool = False,
     ) -> Port:
         """Connect *netns*: one interface, its addresses, and a default route to the tester."""
 

@@ -12,6 +12,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 _NLMSG_ERROR = 2
@@ -108,9 +109,7 @@ def neighbour_add(index: int, version: int, address: str, hardware: bytes) -> Me
 def default_route_add(index: int, version: int, metrics: Mapping[str, int] | None = None) -> Message:
     """Send everything out of the interface; *metrics* as in :data:`METRICS`. Raises KeyError for an unknown one."""
     scope = _RT_SCOPE_LINK if version == 4 else _RT_SCOPE_UNIVERSE
-    body = struct.pack(
-        "=BBBBBBBBI", _family(version), 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, scope, _RTN_UNICAST, 0
-    )
+    body = struct.pack("=BBBBBBBBI", _family(version), 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, scope, _RTN_UNICAST, 0)
     body += _u32(_RTA_OIF, index)
     if metrics:
         body += _attribute(_RTA_METRICS, b"".join(_u32(METRICS[name], value) for name, value in metrics.items()))
@@ -125,14 +124,13 @@ def local_route_add(index: int, address: str) -> Message:
     """
     octets = socket.inet_pton(socket.AF_INET6, address)
     scope = _RT_SCOPE_UNIVERSE
-    body = struct.pack(
-        "=BBBBBBBBI", socket.AF_INET6, 128, 0, 0, _RT_TABLE_LOCAL, _RTPROT_STATIC, scope, _RTN_LOCAL, 0
-    )
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET6, 128, 0, 0, _RT_TABLE_LOCAL, _RTPROT_STATIC, scope, _RTN_LOCAL, 0)
     body += _attribute(_RTA_DST, octets) + _u32(_RTA_OIF, index)
     return Message(f"add local route to {address} by link {index}", _RTM_NEWROUTE, _F_CREATE | _F_EXCL, body)
 
 
-class Interface(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Interface:
     """One end of a veth pair to be made. ``hardware`` is its link-layer address, six octets."""
 
     index: int

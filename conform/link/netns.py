@@ -153,9 +153,9 @@ def enter_user_namespace() -> None:
         map_user_namespace()
         _adopt_home()
     except OSError as error:
-        from conform.link import privileges
+        from conform.link.privileges import explain_user_namespaces
 
-        cause, remedy = privileges.explain_user_namespaces(error.errno or 0)
+        cause, remedy = explain_user_namespaces(error.errno or 0)
         raise PrivilegeError(cause, remedy) from error
 
 

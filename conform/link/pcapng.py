@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -35,10 +34,8 @@ def write(path: str | os.PathLike[str], records: Iterable[Record | tuple[float, 
 
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    temporary = str(target.with_name(f".{target.name}.{os.getpid()}"))
     try:
-        os.fchmod(descriptor, 0o644)  # a capture is for others to read, unlike what mkstemp is for
-        os.close(descriptor)
         writer = RawPcapNgWriter(temporary)
         writer.linktype = LINKTYPE_RAW
         try:

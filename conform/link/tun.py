@@ -77,7 +77,13 @@ class TunMedium:
         self._loop = loop
 
     def attach(
-        self, netns: Namespace, addresses: Addresses, deliver: Deliver, *, mtu: int | None = None, quickack: bool = False
+        self,
+        netns: Namespace,
+        addresses: Addresses,
+        deliver: Deliver,
+        *,
+        mtu: int | None = None,
+        quickack: bool = False,
     ) -> TunPort:
         """Connect *netns*, once. See :func:`~conform.link.medium.configure_stack_side`. Raises OSError."""
         with netns.enter():

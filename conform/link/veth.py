@@ -13,9 +13,10 @@ import socket
 import struct
 import time
 
-from conform.link import netlink, netns
+from conform.link import netlink
 from conform.link.medium import STACK_INDEX, STACK_INTERFACE, Addresses, Deliver, Loop, configure_stack_side
 from conform.link.netlink import Interface, Netlink
+from conform.link.netns import Namespace, has_own_home
 
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 263, 6, 20, 23
@@ -70,7 +71,7 @@ class VethMedium:
 
     def __init__(self, loop: Loop) -> None:
         """To be made in a home of its own. Raises RuntimeError elsewhere, OSError."""
-        if not netns.has_own_home():
+        if not has_own_home():
             raise RuntimeError("a veth medium wants netns.unshare_home() or netns.enter_user_namespace() first")
         self._loop = loop
         self._ports: dict[str, VethPort] = {}
@@ -93,20 +94,20 @@ class VethMedium:
 
     def attach(
         self,
-        namespace: netns.Namespace,
+        netns: Namespace,
         addresses: Addresses,
         deliver: Deliver,
         *,
         mtu: int | None = None,
         quickack: bool = False,
     ) -> VethPort:
-        """Connect *namespace*, once. See :func:`~conform.link.medium.configure_stack_side`. Raises OSError."""
+        """Connect *netns*, once. See :func:`~conform.link.medium.configure_stack_side`. Raises OSError."""
         number = next(self._numbers)
         name = f"tester{number}"
         near = Interface(number, name, TESTER_HARDWARE, netlink.IFF_UP | netlink.IFF_NOARP)
         far = Interface(STACK_INDEX, STACK_INTERFACE, STACK_HARDWARE)
-        self._link.do([netlink.veth_add(near, far, namespace.fd, mtu)])
-        with namespace.enter():
+        self._link.do([netlink.veth_add(near, far, netns.fd, mtu)])
+        with netns.enter():
             link = Netlink()
         with link:
             disable_checksum_offload(link.fileno(), STACK_INTERFACE)
@@ -151,8 +152,9 @@ class VethMedium:
         for _, kind, stamp in ancillary:
             if kind == _SO_TIMESTAMPNS:
                 seconds, nanoseconds = struct.unpack("qq", stamp[:16])
+                moment: float = seconds + nanoseconds * 1e-9 + shift
                 # Should the machine's clock have been set between, the loop's own bounds still hold.
-                return min(max(self._loop.polled, seconds + nanoseconds * 1e-9 + shift), time.monotonic())
+                return min(max(self._loop.polled, moment), time.monotonic())
         return self._loop.polled
 
     def close(self) -> None:
