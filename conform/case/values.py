@@ -19,8 +19,8 @@ from conform.tcp.segment import FLAG_LETTERS
 
 def bad(message: str, offset: int | None = None, **context: Any) -> PydanticCustomError:
     """The error of a value, for raising. *offset* counts characters in its text; ``hint`` is a near name."""
-    escaped = message.replace("{", "{{").replace("}", "}}")
-    return PydanticCustomError("conform", escaped, {"offset": offset, **context})
+    # Pydantic fills in {offset} and the like, and leaves every other brace as it is.
+    return PydanticCustomError("conform", message, {"offset": offset, **context})
 
 
 def _parsed(parser: Any, schema: dict[str, Any], kind: type) -> Any:
@@ -30,9 +30,14 @@ def _parsed(parser: Any, schema: dict[str, Any], kind: type) -> Any:
     return Annotated[Any, BeforeValidator(validate), WithJsonSchema(schema)]
 
 
+_LONGEST_EXPRESSION = 200
+
+
 def _expression_text(value: Any, what: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise bad(f"expected {what}, found {_describe(value)}")
+    if len(str(value)) > _LONGEST_EXPRESSION:  # also bounds the depth of what evaluates it
+        raise bad(f"an expression has at most {_LONGEST_EXPRESSION} characters")
     return str(value)
 
 
