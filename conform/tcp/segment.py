@@ -163,9 +163,9 @@ def to_json(packet: Packet) -> dict[str, Any]:
         return out
     out = {"ip": ip_json, "sport": packet.sport, "dport": packet.dport, "flags": flag_names(packet.flags)}
     out |= {"seq": packet.seq, "ack": packet.ack}
-    for name, default in _SEGMENT_DEFAULTS.items():
+    for name, standard in _SEGMENT_DEFAULTS.items():
         value = getattr(packet, name)
-        if value != default:
+        if value != standard:
             if name == "options":
                 value = [[o.name, _option_value(o.value)] for o in value]
             out[name] = value.hex() if isinstance(value, bytes) else value

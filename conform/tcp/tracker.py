@@ -44,6 +44,8 @@ class Connection:
     snd_una: int = 0
     snd_nxt: int = 0
     snd_wnd: int = 0
+    snd_wl1: int = 0
+    snd_wl2: int = 0
     max_snd_wnd: int = 0
     right_edge: int | None = None
     last_ack: int | None = None
@@ -55,11 +57,14 @@ class Connection:
     peer_mss: int = 0
     timestamps: bool = False
     last_tsval: int = 0
+    ts_recent: int = 0
+    active: bool = False
     used: bool = False
     received: bytearray = field(default_factory=bytearray)
     read: int = 0
     _offered: dict[str, int] = field(default_factory=dict)
     _own_offer: dict[str, int] = field(default_factory=dict)
+    _own_window: int = 0
     _sent: bytearray = field(default_factory=bytearray)
     _held: list[tuple[int, bytes, bool]] = field(default_factory=list)
     _reopening: Segment | None = None
@@ -105,7 +110,8 @@ class Connection:
     def injected(self, seg: Segment) -> None:
         """The tester sent *seg*: RFC 9293 section 3.10.7, as a conforming stack applies it."""
         self.used = True
-        if seg.seq == self.tester_nxt and not seg.flags & RST:
+        astray = seg.flags & SYN and self.states & (st.SYNCHRONIZED | {st.SYN_RECEIVED})
+        if seg.seq == self.tester_nxt and not seg.flags & RST and not astray:
             self.tester_nxt = add(seg.seq, seg.length)
         if seg.checksum is not None or seg.data_offset is not None:
             return  # discarded before anything else (sections 3.1 and 3.10.7)
@@ -124,16 +130,17 @@ class Connection:
         self._offered = {o.name: o.value for o in seg.options if isinstance(o.value, int)}
         ts = seg.option("ts")
         if ts is not None:
-            self._offered["ts"] = ts.value[0]
+            self._offered["ts"] = self.ts_recent = ts.value[0]
         self.peer_mss = self._offered.get("mss", DEFAULT_MSS[self.version])
         self.snd_wnd = self.max_snd_wnd = seg.window
+        self.snd_wl1, self.snd_wl2 = seg.seq, seg.ack
 
     def _incarnate(self, seg: Segment) -> None:
         """A SYN opens a new incarnation: nothing of an old one counts."""
         self.irs, self.rcv_nxt = seg.seq, add(seg.seq, 1)
         self.tester_nxt = self.rcv_nxt
         self.iss = self.right_edge = self.last_ack = self.last_window = self.fin_seq = None
-        self.fin_received = self.timestamps = False
+        self.fin_received = self.timestamps = self.active = False
         self.rcv_shift = self.snd_shift = self.read = 0
         self.received, self._sent, self._held = bytearray(), bytearray(), []
         self._reopening = None
@@ -152,9 +159,15 @@ class Connection:
             self.tester_nxt = self.rcv_nxt
             self._offer(seg)
             self._agree(self._own_offer)
+            self.right_edge = add(self.rcv_nxt, self._own_window)
+            closed = self.states & {st.CLOSED}  # it is, if a close that was begun has been done
+            self.states = closed | {st.ESTABLISHED if acceptable else st.SYN_RECEIVED}
             if acceptable:
                 self.snd_una = seg.ack
-            self.states = frozenset({st.ESTABLISHED if acceptable else st.SYN_RECEIVED})
+                # Other controls and text of a SYN,ACK go through the steps from the sixth on.
+                self._text(self.rcv_nxt, seg.payload, bool(seg.flags & FIN))
+                if lt(self.tester_nxt, self.rcv_nxt):
+                    self.tester_nxt = self.rcv_nxt
 
     def _agree(self, own: dict[str, int]) -> None:
         """Options count where both SYNs had them (RFC 7323, sections 2.2 and 3.2)."""
@@ -176,7 +189,10 @@ class Connection:
         if st.TIME_WAIT in self.states and seg.flags & (SYN | ACK | RST) == SYN:
             self._reopening = seg  # whether it is taken shows in the answer (RFC 9293, MAY-2; RFC 6191)
             return
-        if not self.acceptable(seg):
+        if self._completes_simultaneous_open(seg):
+            self._acknowledged(seg)
+            return
+        if self._outdated(seg) or not self.acceptable(seg):
             return
         if seg.flags & RST:
             if seg.seq == self.rcv_nxt or not self.blind_attack_checks:
@@ -184,12 +200,32 @@ class Connection:
                 survive = self.states & {st.TIME_WAIT}
                 self.states = frozenset({st.CLOSED}) | survive
             return
+        if seg.flags & SYN and self.states & {st.SYN_RECEIVED} and not self.active:
+            self.states |= {st.CLOSED}  # back to LISTEN (section 3.10.7.4, fourth)
         if seg.flags & SYN or not seg.flags & ACK:
             return
         if not self._acknowledged(seg):
             return
         if self.states & st.RECEIVING:
             self._text(seg.seq, seg.payload, bool(seg.flags & FIN))
+
+    def _completes_simultaneous_open(self, seg: Segment) -> bool:
+        """Line 6 of figure 8: the SYN again, now with an ACK. By table 6 alone it would be unacceptable."""
+        in_place = seg.seq == self.irs and seg.ack == self.snd_nxt and seg.length == 1
+        return (
+            self.active and st.SYN_RECEIVED in self.states and seg.flags & (SYN | ACK | RST) == SYN | ACK and in_place
+        )
+
+    def _outdated(self, seg: Segment) -> bool:
+        """RFC 7323 section 5.3, R1 to R3: whether PAWS refuses *seg*; keeps TS.Recent."""
+        ts = seg.option("ts")
+        if not self.timestamps or ts is None or seg.flags & RST:
+            return False
+        if lt(ts.value[0], self.ts_recent):
+            return True
+        if self.last_ack is not None and le(seg.seq, self.last_ack) and self.acceptable(seg):
+            self.ts_recent = ts.value[0]
+        return False
 
     def _acknowledged(self, seg: Segment) -> bool:
         """Fifth, the ACK field. Whether the segment is processed further."""
@@ -203,7 +239,9 @@ class Connection:
             return False
         if lt(self.snd_una, seg.ack):
             self.snd_una = seg.ack
-        if le(self.snd_una, seg.ack):
+        newer = lt(self.snd_wl1, seg.seq) or (self.snd_wl1 == seg.seq and le(self.snd_wl2, seg.ack))
+        if le(self.snd_una, seg.ack) and newer:
+            self.snd_wl1, self.snd_wl2 = seg.seq, seg.ack
             self.snd_wnd = seg.window << self.snd_shift
             self.max_snd_wnd = max(self.max_snd_wnd, self.snd_wnd)
         if self.fin_seq is not None and lt(self.fin_seq, self.snd_una):
@@ -286,17 +324,19 @@ class Connection:
         if seg.flags & ACK:
             self._agree(own)
         else:
-            self._own_offer = own
+            self._own_offer, self._own_window, self.active = own, seg.window, True
             self.states = frozenset({st.SYN_SENT})
 
-    def noise(self, seg: Segment) -> str | None:
-        """The name in ``conform.case.vocabulary.NOISE`` of what *seg* is, if it is noise."""
+    def noise(self, seg: Segment, una: int | None = None) -> str | None:
+        """The name in ``conform.case.vocabulary.NOISE`` of what *seg* is, if it is noise.
+
+        *una* is SND.UNA as it was when the stack may have sent it, if that is not what it is now.
+        """
         if self.iss is None or seg.flags & RST or (seg.flags & ACK and lt(self.rcv_nxt, seg.ack)):
             return None
         end = add(seg.seq, seg.length)
-        if seg.length and le(self.iss, seg.seq) and le(end, self.snd_nxt):
-            if not lt(self.snd_una, end):
-                return None
+        una = self.snd_una if una is None else una
+        if seg.length and le(self.iss, seg.seq) and le(end, self.snd_nxt) and lt(una, end):
             start = add(seg.seq, 1) if seg.flags & SYN else seg.seq
             offset = diff(start, add(self.iss, 1))
             same = self._sent[offset : offset + len(seg.payload)] == seg.payload
@@ -307,7 +347,7 @@ class Connection:
             return None
         if len(seg.payload) <= 1 and not seg.flags & FIN and seg.seq == add(self.snd_nxt, -1):
             return "keep-alive"
-        if seg.payload and seg.seq == self.snd_nxt and diff(end, add(self.snd_una, self.snd_wnd)) > 0:
+        if seg.payload and seg.seq == self.snd_nxt and self.snd_wnd == 0:
             return "zero-window-probe"
         if seg.length == 0 and seg.seq == self.snd_nxt and seg.ack == self.last_ack and not seg.flags & _EMPTY_ACK_BITS:
             return "duplicate-ack" if seg.window == self.last_window else "window-update"
