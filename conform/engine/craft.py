@@ -36,6 +36,10 @@ ICMP_TYPES: dict[str, dict[int, tuple[int, int]]] = {
 }
 
 
+class Senseless(Exception):  # noqa: N818
+    """What the case asks for makes no sense in this trial: neither the stack's fault nor conform's."""
+
+
 class Craft:
     """Makes segments for one session."""
 
@@ -147,7 +151,7 @@ class Craft:
         if isinstance(icmp.type, str):
             found = ICMP_TYPES[icmp.type].get(version)
             if found is None:
-                raise LookupError(f"IPv{version} has no ICMP error {icmp.type}")
+                raise Senseless(f"IPv{version} has no ICMP error {icmp.type}")
             kind, code = found
             code = icmp.code if icmp.code is not None else code
         else:

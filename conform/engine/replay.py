@@ -12,7 +12,7 @@ from conform.engine.trial import StackProfile, Trial
 from conform.engine.verdict import Verdict
 
 
-class Altered(Exception):
+class Altered(Exception):  # noqa: N818
     """A line whose transcript is not what its own inputs give: it was changed, or another version wrote it."""
 
 

@@ -6,6 +6,7 @@ is resumed at each event. The same events at the same times give the same action
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
 from collections.abc import Generator
@@ -13,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from conform.case import model as m
-from conform.case.expr import Expr
+from conform.case.expr import VARIABLES, Expr
 from conform.case.vocabulary import DEFAULT_NOISE
 from conform.engine import events as ev
 from conform.engine.calls import Outcomes, conn_of, emits, request_of
-from conform.engine.craft import Craft
+from conform.engine.craft import Craft, Senseless
 from conform.engine.matcher import Environment, FieldMatcher, describe, match_segment
 from conform.engine.transcript import DIGITS, Transcript, rounded
 from conform.engine.trial import Trial
@@ -74,7 +75,7 @@ class PendingCall:
     in_recipe: bool
 
 
-class StepFailed(Exception):
+class StepFailed(Exception):  # noqa: N818
     """The stack did not do what the step says."""
 
     def __init__(self, failure: Failure, covers: tuple[str, ...] = ()) -> None:
@@ -83,11 +84,11 @@ class StepFailed(Exception):
         self.covers = covers
 
 
-class Undecided(Exception):
+class Undecided(Exception):  # noqa: N818
     """conform was late, and whether the stack was cannot be told."""
 
 
-class Broken(Exception):
+class Broken(Exception):  # noqa: N818
     """conform itself failed."""
 
 
@@ -121,6 +122,8 @@ class Session:
         self._deadline: float | None = None
         self._event = Interval(0.0, 0.0)
         self._previous_gap: float | None = None
+        self._looked = 0.0
+        self._moved: dict[str, tuple[int, float]] = {}
         self._dirty = False
         self._stimulus: tuple[str, tuple[int, int] | None] = ("start", None)
         self._settled_once = True
@@ -131,7 +134,7 @@ class Session:
         self._silence_asserted = False
         self._rule: tuple[str, str, int] | None = None
         self._broke: str | None = None
-        self._violations: list[tuple[str, str, str]] = []
+        self._violations: list[StepFailed] = []
         self._findings: list[str] = []
         self._unverified: list[str] = []
         self._asserted = 0
@@ -177,6 +180,9 @@ class Session:
                 self._blocked.add(event.id)
             case ev.Settled():
                 self._settled.add(event.id)
+                self._looked = self._now
+            case ev.Ticked():
+                self._looked = self._now
             case ev.StateRead():
                 self._states[event.id] = event
             case ev.Broke():
@@ -204,15 +210,14 @@ class Session:
 
     def _resume(self) -> None:
         self._deadline = None
-        try:
+        with contextlib.suppress(StopIteration):
             next(self._script)
-        except StopIteration:
-            pass
 
     # Connections -------------------------------------------------------------------------------------------------
     def _open_connection(self, name: str) -> Connection:
         spec = self.trial.case.connections.get(name, m.ConnectionSpec())
         taken = {c.tester_port for c in self.connections.values()}
+        taken |= {other.port for other in self.trial.case.connections.values() if other.port is not None}
         port = spec.port
         while port is None or (spec.port is None and port in taken):
             port = self._random.choice(_PORTS)
@@ -281,9 +286,13 @@ class Session:
                 case "end":
                     return add(segment.seq, segment.length)
             return float(getattr(segment, rest)) if rest not in ("seq", "ack") else getattr(segment, rest)
-        if head in self.connections and rest:
-            return self.connections[head].variable(rest)
-        return connection.variable(name)
+        if rest in VARIABLES and (head in self.connections or head in self.trial.case.connections):
+            return self.connection(head).variable(rest)
+        if name in VARIABLES:
+            return connection.variable(name)
+        if head == "timer":
+            raise Senseless(f"the stack's description has no {name}")
+        raise LookupError(f"there is no value {name}: what would keep it did not happen")
 
     def environment(self, connection: Connection) -> Environment:
         """Where expressions about *connection* find their values."""
@@ -315,23 +324,24 @@ class Session:
             self.verdict = Verdict("inconclusive", reason=str(undecided), late=True)
         except Broken as broken:
             self.verdict = Verdict("error", reason=str(broken))
+        except Senseless as senseless:
+            self.verdict = Verdict("error", reason=f"{self._path}: {senseless}")
+        except ZeroDivisionError:
+            self.verdict = Verdict("error", reason=f"{self._path}: an expression divides by zero")
+        except (KeyError, IndexError):
+            raise  # a fault of conform's own, and never the stack's
         except LookupError as error:
             # An expression had no value, because what it names never happened.
-            failure = Failure(self._path, self._place, f"{error.args[0] if error.args else error}")
-            self.verdict = self._failed(StepFailed(failure))
+            self.verdict = self._failed(StepFailed(Failure(self._path, self._place, str(error))))
 
     def _passed(self) -> Verdict:
         if self._violations:
-            requirement, branch, step = self._violations[0]
-            failure = Failure(step, None, f"the stack went the way {branch!r}, which violates {requirement}")
-            return self._failed(StepFailed(failure, (requirement,)))
-        if not self._asserted:
+            return self._failed(self._violations[0])
+        found, unverified = tuple(self._findings), tuple(self._unverified)
+        if not self._asserted and not unverified:
             return Verdict("error", reason="no assertion of the case ran, so it shows nothing")
-        if self._unverified:
-            reason = "what could not be read out was not checked"
-        else:
-            reason = ""
-        return Verdict("pass", reason=reason, findings=tuple(self._findings), unverified=tuple(self._unverified))
+        reason = "what could not be read out was not checked" if unverified else ""
+        return Verdict("pass" if self._asserted else "inconclusive", None, (), None, reason, found, unverified)
 
     def _failed(self, failed: StepFailed) -> Verdict:
         found, unverified = tuple(self._findings), tuple(self._unverified)
@@ -375,6 +385,7 @@ class Session:
             case m.ProbeStep():
                 yield from self._quiet()
                 yield from self._probe()
+                self.asserted()
             case m.OneOfStep():
                 yield from self._one_of(step, path)
             case m.AnyOrderStep():
@@ -822,7 +833,9 @@ class Session:
         self.transcript.note(self._now, "chosen", step=path, branch=chosen.name)
         yield from self._steps(chosen.steps, f"{path}.one_of.{chosen.name}")
         if chosen.violates is not None:
-            self._violations.append((chosen.violates, chosen.name, path))
+            summary = f"the stack went the way {chosen.name!r}, which violates {chosen.violates}"
+            failure = Failure(path, self._place, summary)
+            self._violations.append(StepFailed(failure, (chosen.violates,)))
 
     def _choose(self, step: m.OneOfStep) -> Script:
         expects = [(b, b.steps[0].expect) for b in step.one_of if isinstance(b.steps[0], m.ExpectStep)]
