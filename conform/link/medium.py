@@ -14,6 +14,7 @@ from conform.link.netns import Namespace
 #: out of the way of devices that some kernels put into each new namespace (sit0, tunl0, ...).
 STACK_INTERFACE = "stack0"
 STACK_INDEX = 100
+IPV6_LEAST_MTU = 1280
 
 Addresses = Mapping[int, tuple[str, str]]
 """IP version to (the stack's address, the tester's)."""
@@ -68,9 +69,20 @@ class Medium(Protocol):
         """Let go of what all ports share."""
 
 
+def check_mtu(addresses: Addresses, mtu: int | None) -> None:
+    """Raises ValueError for an MTU that IPv6 cannot have, where IPv6 is asked for (RFC 8200 section 5)."""
+    if mtu is not None and mtu < IPV6_LEAST_MTU and 6 in addresses:
+        raise ValueError(f"mtu {mtu}: IPv6 needs {IPV6_LEAST_MTU} (RFC 8200 section 5)")
+
+
 @functools.cache
 def _kernel_has_ipv6() -> bool:
     return os.path.exists("/proc/sys/net/ipv6")
+
+
+def _has_ipv6(mtu: int | None) -> bool:
+    """Whether an interface has IPv6 at all: below its least MTU the kernel takes it away."""
+    return _kernel_has_ipv6() and (mtu is None or mtu >= IPV6_LEAST_MTU)
 
 
 def configure_stack_side(
@@ -88,14 +100,12 @@ def configure_stack_side(
     detection. The route takes any destination, so that a case may use addresses of its own for the tester.
 
     *mtu* is the interface's, in octets. *quickack* has every segment acknowledged at once, by the route's metric
-    (ip-route(8)). Raises OSError with what was attempted, ValueError for an MTU that IPv6 cannot have.
+    (ip-route(8)). Raises OSError with what was attempted.
     """
-    if mtu is not None and mtu < 1280 and 6 in addresses:
-        raise ValueError(f"mtu {mtu}: IPv6 needs 1280 (RFC 8200 section 5)")
     metrics = {"quickack": 1} if quickack else None
     messages = [
         # The kernel sets flags before anything else in a message: by itself, before the interface comes up.
-        netlink.link_set(index, mtu=mtu, autoconf=not _kernel_has_ipv6()),
+        netlink.link_set(index, mtu=mtu, autoconf=not _has_ipv6(mtu)),
         netlink.link_set(index, flags=netlink.IFF_UP | netlink.IFF_NOARP),
     ]
     messages += [netlink.address_add(index, version, stack) for version, (stack, _) in addresses.items()]

@@ -149,7 +149,10 @@ def _interface(end: Interface, mtu: int | None) -> bytes:
 
 
 def veth_add(near: Interface, far: Interface, far_namespace: int, mtu: int | None = None) -> Message:
-    """A veth pair: *near* in the socket's own namespace, *far* in the one with the descriptor *far_namespace*."""
+    """A veth pair: *near* in the socket's own namespace, *far* in the one with the descriptor *far_namespace*.
+
+    *near* may come up at once (IFF_UP in its flags), *far* cannot: it has no peer yet when its flags are set.
+    """
     peer = _interface(far, mtu) + _u32(_IFLA_NET_NS_FD, far_namespace)
     data = _attribute(_IFLA_INFO_DATA, _attribute(_VETH_INFO_PEER, peer))
     info = _attribute(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, b"veth") + data)

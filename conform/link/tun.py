@@ -10,7 +10,7 @@ import os
 import struct
 import time
 
-from conform.link.medium import STACK_INDEX, STACK_INTERFACE, Addresses, Deliver, Loop, configure_stack_side
+from conform.link.medium import STACK_INDEX, STACK_INTERFACE, Addresses, Deliver, Loop, check_mtu, configure_stack_side
 from conform.link.netlink import Netlink
 from conform.link.netns import Namespace
 
@@ -85,7 +85,11 @@ class TunMedium:
         mtu: int | None = None,
         quickack: bool = False,
     ) -> TunPort:
-        """Connect *netns*, once. See :func:`~conform.link.medium.configure_stack_side`. Raises OSError."""
+        """Connect *netns*, once. See :func:`~conform.link.medium.configure_stack_side`.
+
+        Raises OSError with what was attempted, ValueError for an MTU that IPv6 cannot have.
+        """
+        check_mtu(addresses, mtu)
         with netns.enter():
             fd = open_device(STACK_INDEX, STACK_INTERFACE)
             try:
@@ -96,7 +100,7 @@ class TunMedium:
         try:
             with link:
                 configure_stack_side(link, STACK_INDEX, addresses, mtu=mtu, quickack=quickack)
-        except (OSError, ValueError):
+        except OSError:
             os.close(fd)
             raise
         return TunPort(self._loop, fd, deliver)

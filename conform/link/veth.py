@@ -14,7 +14,7 @@ import struct
 import time
 
 from conform.link import netlink
-from conform.link.medium import STACK_INDEX, STACK_INTERFACE, Addresses, Deliver, Loop, configure_stack_side
+from conform.link.medium import STACK_INDEX, STACK_INTERFACE, Addresses, Deliver, Loop, check_mtu, configure_stack_side
 from conform.link.netlink import Interface, Netlink
 from conform.link.netns import Namespace, has_own_home
 
@@ -25,6 +25,9 @@ _SO_TIMESTAMPNS = 35 if struct.calcsize("P") == 8 else 64  # SO_TIMESTAMPNS_OLD,
 _SIOCETHTOOL, _ETHTOOL_STXCSUM = 0x8946, 0x17
 _LARGEST = 65536
 _RECEIVE_BUFFER = 8 << 20
+
+# Never used twice: an interface outlives its trial a little, and packets of it may be queued still.
+_numbers = itertools.count(STACK_INDEX)
 
 #: Locally administered (IEEE 802). The same in each trial: the two ends of a pair never meet others.
 STACK_HARDWARE = bytes.fromhex("02000000000a")
@@ -75,8 +78,6 @@ class VethMedium:
             raise RuntimeError("a veth medium wants netns.unshare_home() or netns.enter_user_namespace() first")
         self._loop = loop
         self._ports: dict[str, VethPort] = {}
-        # Never reused while a packet of an old one may be queued: an interface outlives its trial a little.
-        self._numbers = itertools.count(STACK_INDEX)
         self._link = Netlink()
         self._socket = socket.socket(
             socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.htons(_ETH_P_ALL)
@@ -101,18 +102,26 @@ class VethMedium:
         mtu: int | None = None,
         quickack: bool = False,
     ) -> VethPort:
-        """Connect *netns*, once. See :func:`~conform.link.medium.configure_stack_side`. Raises OSError."""
-        number = next(self._numbers)
+        """Connect *netns*, once. See :func:`~conform.link.medium.configure_stack_side`.
+
+        Raises OSError with what was attempted, ValueError for an MTU that IPv6 cannot have.
+        """
+        check_mtu(addresses, mtu)
+        number = next(_numbers)
         name = f"tester{number}"
         near = Interface(number, name, TESTER_HARDWARE, netlink.IFF_UP | netlink.IFF_NOARP)
         far = Interface(STACK_INDEX, STACK_INTERFACE, STACK_HARDWARE)
         self._link.do([netlink.veth_add(near, far, netns.fd, mtu)])
-        with netns.enter():
-            link = Netlink()
-        with link:
-            disable_checksum_offload(link.fileno(), STACK_INTERFACE)
-            configure_stack_side(link, STACK_INDEX, addresses, quickack=quickack, mtu=mtu)
-            link.wait_operational(STACK_INDEX)
+        try:
+            with netns.enter():
+                link = Netlink()
+            with link:
+                disable_checksum_offload(link.fileno(), STACK_INTERFACE)
+                configure_stack_side(link, STACK_INDEX, addresses, mtu=mtu, quickack=quickack)
+                link.wait_operational(STACK_INDEX)
+        except OSError:
+            self._link.do([netlink.link_delete(number)])
+            raise
         port = self._ports[name] = VethPort(self, name, deliver)
         return port
 
