@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from conform.case.source import Problem, did_you_mean
 from conform.engine.verdict import LEVELS, Verdict
 
 DIRECTORY = "expectations"
@@ -25,21 +26,6 @@ _KEYS = (*_REQUIRED, "requirement")
 
 #: ``--gate``: the levels whose failures turn the gate red.
 GATES: dict[str, tuple[str, ...]] = {"must": ("must",), "should": ("must", "should"), "all": LEVELS}
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong with an expectations file, and where (counted from 1)."""
-
-    path: Path
-    line: int
-    column: int
-    message: str
-    source: str = ""
-
-    def __str__(self) -> str:
-        text = f"{self.path}:{self.line}:{self.column}: {self.message}"
-        return f"{text}\n  {self.source}\n  {' ' * (self.column - 1)}^" if self.source else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +77,9 @@ class Expectations:
     def unmatched(self, trials: Collection[str]) -> list[Problem]:
         """Entries that cover none of *trials*, which must be all that the cases give on that stack."""
         return [
-            Problem(entry.path, entry.line, 1, f"no trial matches {', '.join(entry.trials)}: the entry is out of date")
+            Problem(
+                str(entry.path), entry.line, 1, f"no trial matches {', '.join(entry.trials)}: the entry is out of date"
+            )
             for entry in self.deviations
             if not any(entry.covers(trial) for trial in trials)
         ]
@@ -149,12 +137,12 @@ class _File:
         self._lines: list[str] = []
         self.problems: list[Problem] = []
 
-    def _wrong(self, line: int, column: int, message: str) -> None:
+    def _wrong(self, line: int, column: int, message: str, hint: str = "") -> None:
         source = self._lines[line] if line < len(self._lines) else ""
-        self.problems.append(Problem(self._name, line + 1, column + 1, message, source.replace("\t", " ")))
+        self.problems.append(Problem(str(self._name), line + 1, column + 1, message, source, hint=hint))
 
-    def _at(self, node: yaml.Node, message: str) -> None:
-        self._wrong(node.start_mark.line, node.start_mark.column, message)
+    def _at(self, node: yaml.Node, message: str, hint: str = "") -> None:
+        self._wrong(node.start_mark.line, node.start_mark.column, message, hint)
 
     def read(self, path: Path) -> list[Deviation]:
         try:
@@ -162,17 +150,17 @@ class _File:
             self._lines = text.splitlines()
             root = yaml.compose(text, Loader=yaml.SafeLoader)
         except UnicodeDecodeError as error:
-            self._wrong(0, 0, f"the file is not UTF-8 text: {error.reason}")
+            self.problems.append(Problem(str(self._name), 0, 0, f"the file is not UTF-8 text: {error.reason}"))
             return []
         except OSError as error:
-            self._wrong(0, 0, f"the file cannot be read: {error.strerror}")
+            self.problems.append(Problem(str(self._name), 0, 0, f"the file cannot be read: {error.strerror}"))
             return []
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             self._wrong(mark.line if mark else 0, mark.column if mark else 0, error.problem or "not YAML")
             return []
         except (yaml.YAMLError, RecursionError) as error:
-            self._wrong(0, 0, f"not YAML: {error}")
+            self.problems.append(Problem(str(self._name), 0, 0, f"not YAML: {error}"))
             return []
         if root is None:
             return []
@@ -190,7 +178,8 @@ class _File:
         for key, value in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else None
             if name not in _KEYS:
-                self._at(key, f"unknown key {name!r}{_near(str(name))}; a deviation has {', '.join(_KEYS)}")
+                known = ", ".join(_KEYS)
+                self._at(key, f"unknown key {name!r}; a deviation has {known}", did_you_mean(str(name), _KEYS))
             elif name in texts:
                 self._at(key, f"{name} is said twice")
             else:
@@ -225,13 +214,6 @@ class _File:
         if not texts and not nodes:
             self._at(node, "trials names at least one trial")
         return tuple(texts)
-
-
-def _near(name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, _KEYS, 1)
-    return f", did you mean {close[0]!r}?" if close else ""
 
 
 def _pattern(text: str) -> str:

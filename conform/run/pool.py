@@ -176,9 +176,7 @@ class Pool:
         self._counts[result] += 1
         self._unexpected += not expected
         done = len(self._plan) - len(self._missing)
-        self._report(
-            events.TrialFinished(self._plan.id(index), result, expected, duration, done, len(self._plan), raw)
-        )
+        self._report(events.TrialFinished(self._plan.id(index), result, expected, duration, done, len(self._plan), raw))
         if not expected and self._stop_first:
             self._stopped = True
 
@@ -259,9 +257,7 @@ class Pool:
             self._writer.close()
             if theirs.recv(1) != b"!":
                 return
-            worker.main(
-                wire.Channel(theirs), Ward(end), self._plan, self._settings, self._expectations, self._adapter
-            )
+            worker.main(wire.Channel(theirs), Ward(end), self._plan, self._settings, self._expectations, self._adapter)
         finally:
             os._exit(0)
 
@@ -313,9 +309,7 @@ class Pool:
         counts = {name: self._counts[name] for name in wire.RESULTS if self._counts[name]}
         end: dict[str, Any] = {"kind": "end", "finished": now(), "counts": counts, "exit": code}
         self._writer.write(dumps(end))
-        self._report(
-            events.RunEnded(end, str(self._settings.directory), time.monotonic() - self._started, unfinished)
-        )
+        self._report(events.RunEnded(end, str(self._settings.directory), time.monotonic() - self._started, unfinished))
         return Outcome(self._counts, code, unfinished, self._signal)
 
 
@@ -325,4 +319,3 @@ def _how(status: int | None) -> str:
     if os.WIFSIGNALED(status):
         return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
     return f"exit status {os.waitstatus_to_exitcode(status)}"
-

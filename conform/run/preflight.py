@@ -6,17 +6,13 @@ Everything is tried in processes forked for it, so that neither a namespace nor 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import platform
-import selectors
 import signal
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from conform.run import kernel
@@ -25,7 +21,6 @@ LinkChoice = Literal["auto", "tun", "veth"]
 
 #: The tests' addresses are those of the documentation (RFC 5737, RFC 3849); any would do.
 _ADDRESSES = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
-_CAP_NET_ADMIN, _CAP_SYS_ADMIN = 12, 21
 _CLOCK_MONOTONIC_COARSE = 6
 _LONGEST = 15.0
 
@@ -75,14 +70,30 @@ def examine(link: LinkChoice = "auto") -> Machine:
     if platform.system() != "Linux":
         findings.append(Finding("system", False, f"{platform.system()} is not Linux", "run conform on Linux", True))
         return machine
-    result = _in_child(lambda: _look(link))
+    privileged, found = _privileges(machine.environment)
+    findings += found
+    machine.environment["link"] = None
+    if not all(finding.ok for finding in found):
+        return machine
+    chosen, found = _links(link, machine.environment)
+    findings += found
+    findings.append(_sock_diag(machine.environment))
+    result = _in_child(lambda: _look(privileged, chosen))
     if isinstance(result, str):
-        findings.append(Finding("privileges", False, f"the machine could not be looked at: {result}", "", True))
+        findings.append(Finding("namespaces", False, f"the machine could not be looked at: {result}", "", True))
         return machine
     findings += [Finding(**found) for found in result["findings"]]
     machine.environment |= result["environment"]
-    machine.link = result["link"]
+    machine.link = chosen
     return machine
+
+
+def _sock_diag(environment: dict[str, Any]) -> Finding:
+    from conform.link import privileges
+
+    check = privileges.check_sock_destroy()
+    environment["sock_destroy"] = check.ok
+    return Finding("sock_diag", check.ok, check.found, check.remedy, needed=True)
 
 
 def acquire() -> None:
@@ -91,9 +102,9 @@ def acquire() -> None:
     Main itself enters it, before it forks anybody: warden and workers are then in it too, and files still belong to
     the user. Raises ``link.netns.PrivilegeError``; only to be called when :func:`examine` found it possible.
     """
-    if not _privileged():
-        from conform.link import netns
+    from conform.link import netns, privileges
 
+    if not privileges.check_root().ok:
         netns.enter_user_namespace()
 
 
@@ -112,23 +123,6 @@ def _python(environment: dict[str, Any]) -> Finding:
     environment["packages"] = versions
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     return Finding("python", True, f"Python {platform.python_version()}, {listed}")
-
-
-def _privileged() -> bool:
-    """Whether this process may make network namespaces and configure them."""
-    with open("/proc/self/status") as file:
-        effective = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
-    if not all(effective >> bit & 1 for bit in (_CAP_NET_ADMIN, _CAP_SYS_ADMIN)):
-        return False
-    return _in_child(_unshare_net) is True
-
-
-def _unshare_net() -> bool:
-    try:
-        kernel.unshare(kernel.CLONE_NEWNET)
-    except OSError:
-        return False  # capabilities that a seccomp filter makes worthless
-    return True
 
 
 def _in_child(work: Callable[[], Any]) -> Any:
@@ -158,45 +152,42 @@ def _in_child(work: Callable[[], Any]) -> Any:
     return json.loads(text)
 
 
-def _look(link: LinkChoice) -> dict[str, Any]:
-    """All that needs privileges; in a child."""
+def _look(privileged: bool, link: str | None) -> dict[str, Any]:
+    """All that is seen only from inside; in a child."""
     from conform.link import netns
 
     findings: list[Finding] = []
     environment: dict[str, Any] = {}
-    chosen: str | None = None
+    if not privileged:
+        netns.enter_user_namespace()
     try:
-        findings.append(_privileges(environment))
-        try:
-            kernel.unshare(kernel.CLONE_NEWPID)
-            environment["pid_namespaces"] = True
-        except OSError as error:
-            environment["pid_namespaces"] = False
-            text = f"no PID namespaces ({error.strerror}): agents of a killed run are ended one by one"
-            findings.append(Finding("pid namespaces", False, text))
-        netns.unshare_home()
-    except netns.PrivilegeError as error:
-        environment["privileges"] = "none"
-        findings.append(Finding("privileges", False, error.cause, error.remedy, True))
-    else:
-        findings.append(_congestion(environment))
-        chosen, found = _links(link, environment)
-        findings += found
-        findings += _sock_diag(environment)
-    environment["link"] = chosen
-    return {"findings": [asdict(finding) for finding in findings], "environment": environment, "link": chosen}
+        kernel.unshare(kernel.CLONE_NEWPID)
+        environment["pid_namespaces"] = True
+    except OSError as error:
+        environment["pid_namespaces"] = False
+        text = f"none ({error.strerror}): the agents of a killed run are ended one by one"
+        findings.append(Finding("pid namespaces", False, text))
+    netns.unshare_home()
+    findings.append(_congestion(environment))
+    if link is not None:
+        findings += _check_fences(link, environment)
+    return {"findings": [asdict(finding) for finding in findings], "environment": environment}
 
 
-def _privileges(environment: dict[str, Any]) -> Finding:
-    if _privileged():
+def _privileges(environment: dict[str, Any]) -> tuple[bool, list[Finding]]:
+    """Whether namespaces can be made as we are, and what was found."""
+    from conform.link import privileges
+
+    root = privileges.check_root()
+    if root.ok:
         environment["privileges"] = "root" if os.geteuid() == 0 else "capabilities"
-        return Finding("privileges", True, f"{environment['privileges']}: network namespaces can be made", needed=True)
-    from conform.link import netns
-
-    user = os.geteuid()
-    netns.enter_user_namespace()
-    environment["privileges"] = "user-namespace"
-    return Finding("privileges", True, f"user namespace (as user {user}): no root needed", needed=True)
+        return True, [Finding("privileges", True, root.found, needed=True)]
+    user = privileges.check_user_namespaces()
+    environment["privileges"] = "user-namespace" if user.ok else "none"
+    if user.ok:
+        return False, [Finding("privileges", True, f"{root.found}; {user.found}, so none are needed", needed=True)]
+    remedy = root.remedy if os.geteuid() == 0 else user.remedy
+    return False, [Finding("privileges", False, f"{root.found}; no user namespace: {user.found}", remedy, True)]
 
 
 def _congestion(environment: dict[str, Any]) -> Finding:
@@ -224,42 +215,46 @@ def _congestion(environment: dict[str, Any]) -> Finding:
 
 def _links(wanted: LinkChoice, environment: dict[str, Any]) -> tuple[str | None, list[Finding]]:
     """The link to use, and what was found of each."""
-    findings: list[Finding] = []
-    works: dict[str, dict[int, str]] = {}
-    for name in ("tun", "veth"):
-        try:
-            works[name] = _fences(name)
-        except OSError as error:
-            text, remedy = _why_no_link(name, error)
-            findings.append(Finding(name, False, text, remedy, needed=name == wanted))
-        else:
-            findings.append(Finding(name, True, "works"))
-    chosen = next((name for name in (("tun", "veth") if wanted == "auto" else (wanted,)) if name in works), None)
+    from conform.link import privileges
+
+    checks = {"tun": privileges.check_tun(), "veth": privileges.check_veth()}
+    findings = [
+        Finding(name, check.ok, check.found, check.remedy, needed=name == wanted) for name, check in checks.items()
+    ]
+    candidates = ("tun", "veth") if wanted == "auto" else (wanted,)
+    chosen = next((name for name in candidates if checks[name].ok), None)
+    environment["link"] = chosen
     if chosen is None:
         if wanted == "auto":
-            findings.append(Finding("link", False, "neither TUN nor veth can be had", "", True))
+            findings.append(Finding("link", False, "neither TUN nor veth can be had", checks["veth"].remedy, True))
         return None, findings
     if wanted != "auto":
         why = "asked for"
     elif chosen == "tun":
-        why = "it may be opened here, and is the faster one"
+        why = "TUN can be had here, and is the faster"
     else:
-        why = "TUN cannot be had here, and veth needs no device"
+        why = f"TUN cannot be had ({checks['tun'].found}), and veth needs no device"
     environment["link_reason"] = why
-    findings.append(Finding("link", True, f"{chosen}: {why}"))
-    failed = {version: text for version, text in works[chosen].items() if text}
-    environment["fences"] = {str(version): text or "ok" for version, text in works[chosen].items()}
-    lacking: dict[str, str] = {}
-    for version, text in failed.items():
+    return chosen, [*findings, Finding("link", True, f"{chosen}: {why}")]
+
+
+def _check_fences(link: str, environment: dict[str, Any]) -> list[Finding]:
+    found = _fences(link)
+    environment["fences"] = {str(version): text or "ok" for version, text in found.items()}
+    environment["lacking"] = {}
+    findings = []
+    for version, text in found.items():
+        if not text:
+            continue
         no_ipv6 = version == 6 and not os.path.exists("/proc/net/if_inet6")
         if no_ipv6:
-            lacking[str(version)] = "this kernel has no IPv6"
+            environment["lacking"]["6"] = "this kernel has no IPv6"
         remedy = "boot without ipv6.disable=1" if no_ipv6 else ""
-        findings.append(Finding("fences", no_ipv6, f"IPv{version}: {text}", remedy, needed=not no_ipv6))
-    environment["lacking"] = lacking
-    if not failed:
-        findings.append(Finding("fences", True, "an echo is answered behind the packets before it, IPv4 and IPv6"))
-    return chosen, findings
+        findings.append(Finding("fences", False, f"IPv{version}: {text}", remedy, needed=not no_ipv6))
+    if not findings:
+        text = f"over {link} an echo is answered behind the packets before it, IPv4 and IPv6"
+        findings.append(Finding("fences", True, text))
+    return findings
 
 
 def _fences(name: str) -> dict[int, str]:
@@ -311,55 +306,6 @@ def _fences(name: str) -> dict[int, str]:
     return out
 
 
-def _why_no_link(name: str, error: OSError) -> tuple[str, str]:
-    text = error.strerror or str(error)
-    if name == "veth":
-        return f"a pair of interfaces cannot be made: {text}", "sudo modprobe veth"
-    device = Path("/dev/net/tun")
-    if error.errno == errno.ENOENT or not device.exists():
-        return "there is no /dev/net/tun", "sudo modprobe tun (in a container: --device /dev/net/tun); or --link veth"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        mode = device.stat().st_mode & 0o777
-        if error.errno == errno.EPERM and os.access(device, os.R_OK | os.W_OK):
-            return "/dev/net/tun may not be used in this container", "start it with --device /dev/net/tun; or --link veth"
-        return f"/dev/net/tun may not be opened (mode {mode:04o})", "sudo chmod 0666 /dev/net/tun; or --link veth"
-    if error.errno in (errno.ENODEV, errno.ENXIO):
-        return "the kernel has no TUN driver loaded", "sudo modprobe tun; or --link veth"
-    return f"a TUN interface cannot be made: {text}", "--link veth"
-
-
-def _sock_diag(environment: dict[str, Any]) -> list[Finding]:
-    from conform.link import netns
-    from conform.stacks.sockdiag import SockDiag
-
-    space = netns.Namespace.create()
-    try:
-        with space.enter():
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        with listener:
-            listener.bind(("0.0.0.0", 80))
-            listener.listen()
-            with contextlib.closing(SockDiag(space, _ADDRESSES)) as diag:
-                state, _ = diag.state(4, 80, 0)
-                environment["states"] = state == "LISTEN"
-                destroyed = diag.destroy_all()
-                environment["sock_destroy"] = bool(destroyed)
-    except OSError as error:
-        environment.setdefault("states", False)
-        environment["sock_destroy"] = False
-        found = f"connection states cannot be read or ended: {error.strerror}"
-        return [Finding("sock_diag", False, found, "sudo modprobe tcp_diag", True)]
-    finally:
-        space.close()
-    if not environment["states"]:
-        return [Finding("sock_diag", False, "connection states cannot be read", "sudo modprobe tcp_diag", True)]
-    if not environment["sock_destroy"]:
-        return [
-            Finding("sock_diag", False, "sockets cannot be destroyed: the kernel lacks CONFIG_INET_DIAG_DESTROY")
-        ]
-    return [Finding("sock_diag", True, "states can be read, sockets destroyed")]
-
-
 # For people ----------------------------------------------------------------------------------------------------------
 def brief(machine: Machine) -> list[str]:
     """A few lines before a run: what it runs on, and each lack with its remedy."""
@@ -376,5 +322,7 @@ def brief(machine: Machine) -> list[str]:
         )
     for finding in machine.findings:
         if not finding.ok and (finding.needed or finding.name not in ("tun", "veth")):
-            lines.append(f"{finding.name}: {finding.text}" + (f"\n  to mend it: {finding.remedy}" if finding.remedy else ""))
+            lines.append(
+                f"{finding.name}: {finding.text}" + (f"\n  to mend it: {finding.remedy}" if finding.remedy else "")
+            )
     return lines

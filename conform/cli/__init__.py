@@ -1,0 +1,76 @@
+"""The command line: verbs to calls. Each verb's module is imported when it is used, and what is heavy only there."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from conform import __version__
+
+_VERBS = {
+    "run": "run cases against a stack, and report",
+    "check": "validate cases without running them",
+    "list": "list the trials that cases give",
+    "show": "show a case: its requirements, its steps, its packets",
+    "judge": "derive the verdicts and reports of a saved run again",
+    "doctor": "what this machine can and cannot do, and how to mend it",
+    "schema": "print the JSON Schema of the case format",
+    "new": "write a commented case to start from",
+}
+
+
+class _Verbs(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _VERBS:
+            return None
+        module = importlib.import_module(f"conform.cli.{cmd_name}")
+        command = module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(_VERBS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _VERBS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], _VERBS, 1)
+            hint = f", did you mean {near[0]!r}?" if near else f": there are {', '.join(_VERBS)}"
+            raise click.UsageError(f"there is no verb {args[0]!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, "--version", prog_name="conform")
+def group() -> None:
+    """conform tests TCP stacks, packet by packet, against RFC 9293 and its companions.
+
+    Exit codes: 0 everything as expected, 1 an unexpected result, 2 a bad case or bad usage, 3 conform's own failure,
+    5 nothing selected, 130 stopped by Ctrl-C (what had finished is reported).
+    """
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        code = group.main(prog_name="conform", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
+    except BrokenPipeError:  # conform ... | head
+        sys.stderr.close()
+        code = 141
+    sys.exit(code if isinstance(code, int) else 0)

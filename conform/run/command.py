@@ -1,0 +1,254 @@
+"""``conform run`` from its options to its exit code. What is printed goes through the reporter."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import conform
+from conform.run import events, preflight
+from conform.run.pool import EXIT_BROKEN, EXIT_NOTHING, EXIT_OK, EXIT_USAGE, Outcome, Pool, now
+from conform.run.runfile import FORMAT, NAME, Reader, RunFileError, Writer, dumps
+from conform.run.select import Selection, SelectionError
+from conform.run.warden import Warden
+from conform.run.worker import PcapChoice, Settings
+
+REPORTS = Path("reports")
+LATEST = "latest"
+#: What a run writes into its directory, and may replace there.
+_OWN = (NAME, "junit.xml", "report.html")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command's options."""
+
+    paths: tuple[Path, ...]
+    stack: str = "linux"
+    selection: Selection = Selection()
+    last_failed: bool = False
+    versions: tuple[int, ...] = (4, 6)
+    link: preflight.LinkChoice = "auto"
+    agent: str = "auto"
+    gate: str = "all"
+    seed: int = 0
+    repeat: int = 1
+    retry: int = 0
+    timeout: float = 180.0
+    pcap: PcapChoice = "failed"
+    jobs: int = 0
+    stop_first: bool = False
+    out: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """As the run file's header has them."""
+        return {
+            "paths": [str(path) for path in self.paths],
+            "seed": self.seed,
+            "ip": list(self.versions),
+            "link": self.link,
+            "agent": self.agent,
+            "jobs": self.jobs,
+            "retry": self.retry,
+            "repeat": self.repeat,
+            "gate": self.gate,
+            "pcap": self.pcap,
+            "timeout": self.timeout,
+            "selection": self.selection.to_json(),
+        }
+
+
+@dataclass(slots=True)
+class Ran:
+    """What became of it. ``directory`` is where the run's files are, if it came so far."""
+
+    exit: int
+    directory: Path | None = None
+    outcome: Outcome | None = None
+
+
+def run(options: Options, say: Say, complain: Say, report: events.Reporter) -> Ran:
+    """Check, plan, run. *say* prints what was found, *complain* what is wrong; *report* gets the run's events."""
+    machine = preflight.examine(options.link)
+    warden = None
+    if machine.usable:
+        from conform.link.netns import PrivilegeError
+
+        try:
+            preflight.acquire()
+        except PrivilegeError as error:  # it was possible a moment ago
+            machine.findings.append(preflight.Finding("privileges", False, error.cause, error.remedy, True))
+        else:
+            warden = Warden()  # before all that is large is loaded: it stays as small as main is now
+    try:
+        return _run(options, machine, warden, say, complain, report)
+    finally:
+        if warden is not None:
+            warden.close()
+
+
+def _run(
+    options: Options,
+    machine: preflight.Machine,
+    warden: Warden | None,
+    say: Say,
+    complain: Say,
+    report: events.Reporter,
+) -> Ran:
+    from conform.case.load import load
+    from conform.requirements import catalogue
+    from conform.run import adapters, expectations, plan
+
+    try:
+        selection = _selection(options)
+    except (SelectionError, RunFileError) as error:
+        complain(str(error))
+        return Ran(EXIT_USAGE)
+    try:
+        stack = adapters.describe(options.stack, machine)
+    except adapters.StackError as error:
+        complain(str(error))
+        return Ran(EXIT_USAGE)
+    loaded = load(list(options.paths))
+    known = expectations.load(expectations.files(options.paths, stack.profile.name))
+    problems = [*loaded.problems, *known.problems]
+    if problems:
+        for problem in problems:
+            complain(str(problem))
+        complain(f"{len(problems)} problem{'s' * (len(problems) > 1)}: nothing was run")
+        return Ran(EXIT_USAGE)
+    levels = {name: requirement.level for name, requirement in catalogue().items()}
+    try:
+        planned = plan.build(
+            loaded.cases,
+            stack,
+            levels,
+            versions=options.versions,
+            selection=selection,
+            seed=options.seed,
+            repeat=options.repeat,
+            machine=machine.lacks_version(),
+        )
+    except (plan.PlanError, SelectionError) as error:
+        complain(str(error))
+        return Ran(EXIT_USAGE)
+    if not planned.trials:
+        if selection.only is not None and not selection.only:
+            complain("--lf: everything in the last run was as expected; nothing is selected")
+        else:
+            complain(f"no trial is selected; there are {planned.known} to select from (conform list shows them)")
+        return Ran(EXIT_NOTHING)
+    for text in preflight.brief(machine):
+        (say if machine.usable else complain)(text)
+    if warden is None or machine.link is None or not machine.usable:
+        complain("no trial can be run on this machine as it is (conform doctor says more)")
+        return Ran(EXIT_BROKEN)
+    try:
+        directory, writer = _directory(options, stack.profile.name)
+    except OSError as error:
+        complain(f"the run's directory cannot be made: {error.filename or ''}: {error.strerror}")
+        return Ran(EXIT_USAGE)
+    header = {
+        "kind": "header",
+        "format": FORMAT,
+        "conform": conform.__version__,
+        "started": now(),
+        "environment": machine.environment,
+        "stack": {"name": stack.profile.name, "description": stack.to_json()},
+        "settings": options.to_json(),
+        "planned": list(planned.ids()),
+    }
+    settings = Settings(
+        link=machine.link,
+        directory=directory,
+        agent=options.agent,  # type: ignore[arg-type]
+        gate=options.gate,
+        pcap=options.pcap,
+        timeout=options.timeout,
+        retry=options.retry,
+    )
+    with contextlib.closing(writer):
+        writer.write(dumps(header))
+        report(events.RunStarted(header, str(directory), len(planned)))
+        pool = Pool(
+            planned,
+            settings,
+            known,
+            writer,
+            warden,
+            adapters.factory(stack),
+            report,
+            jobs=options.jobs or len(os.sched_getaffinity(0)),
+            stop_first=options.stop_first,
+        )
+        outcome = pool.run()
+    return Ran(outcome.exit, directory, outcome)
+
+
+def _selection(options: Options) -> Selection:
+    if not options.last_failed:
+        return options.selection
+    own = options.out if options.out is not None and (options.out / NAME).is_file() else REPORTS / LATEST
+    from dataclasses import replace
+
+    return replace(options.selection, only=unexpected(own))
+
+
+def unexpected(run: Path) -> frozenset[str]:
+    """The trials of a run that were not as expected, those without a verdict among them; without their ``#n``."""
+    reader = Reader(run)
+    left = set(reader.header.get("planned", ()))
+    found = set()
+    for line in reader.trials():
+        left.discard(line["id"])
+        if not line.get("expected"):
+            found.add(line["id"])
+    return frozenset(name.partition("#")[0] for name in found | left)
+
+
+def _directory(options: Options, stack: str) -> tuple[Path, Writer]:
+    """The run's directory, made or cleared of an earlier run's files, and its run file. Raises OSError."""
+    if options.out is not None:
+        directory = options.out
+        directory.mkdir(parents=True, exist_ok=True)
+        for name in _OWN:
+            with contextlib.suppress(FileNotFoundError):
+                (directory / name).unlink()
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory / "pcap")
+        return directory, Writer(directory / NAME)
+    REPORTS.mkdir(exist_ok=True)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    name = f"{stamp}-{stack}"
+    for number in range(2, 1000):
+        try:
+            (REPORTS / name).mkdir()
+            break
+        except FileExistsError:  # another run of this second
+            name = f"{stamp}-{stack}-{number}"
+    writer = Writer(REPORTS / name / NAME)
+    _point(REPORTS / LATEST, name)
+    return REPORTS / name, writer
+
+
+def _point(link: Path, target: str) -> None:
+    """Make *link* lead to *target*, at once. Where symbolic links cannot be had the run goes on without."""
+    new = link.with_name(f".{link.name}-{os.getpid()}-{time.monotonic_ns()}")
+    try:
+        new.symlink_to(target)
+        new.replace(link)
+    except OSError:
+        with contextlib.suppress(OSError):
+            new.unlink()
+
+
+__all__ = ["EXIT_OK", "Options", "Ran", "run", "unexpected"]
