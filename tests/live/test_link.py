@@ -109,6 +109,8 @@ class Link:
         with self.netns.enter():
             listener = socket.socket(FAMILY[version], socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if version == 6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(("", PORT))
         listener.listen()
         self.listeners.append(listener)
@@ -443,8 +445,7 @@ def test_neighbours_and_metrics():
         with pytest.raises(KeyError):
             netlink.default_route_add(5, 4, {"no-such-metric": 1})
         link.do([netlink.link_delete(5)])
-        with pytest.raises(OSError, match="No such device"):
-            socket.if_nametoindex("near")
+        assert "near" not in [name for _, name in socket.if_nameindex()]
 
 
 def makeable(most):
