@@ -18,6 +18,7 @@ from conform.case import model as m
 from conform.case.expr import SNAPSHOT_FIELDS, TIMERS, VARIABLES, Expr, ExpressionError, Match, parse_match
 from conform.case.source import did_you_mean
 from conform.case.vocabulary import ERRNOS, SOCKET_OPTIONS
+from conform.tcp.segment import SYN
 
 Loc = tuple[int | str, ...]
 
@@ -177,7 +178,7 @@ class _Walk:
     def _connection(self, name: str, loc: Loc) -> None:
         if name not in self.connections:
             hint = did_you_mean(name, self.connections)
-            self.fault(loc, f"there is no connection {name!r}", hint or f"declare it: connections: {{{name}: {{}}}}")
+            self.fault(loc, f"no SYN and no connect before this begins a connection {name!r}", hint or f"or declare it: connections: {{{name}: {{}}}}")
 
     def _snapshot(self, world: _World, name: str, loc: Loc, of_stack: bool | None = None, of: str = "") -> None:
         if name in world.partial:
@@ -287,6 +288,8 @@ class _Walk:
             world.partial.pop(name, None)
 
     def _send(self, spec: m.SendSpec, loc: Loc, world: _World, line: int) -> None:
+        if spec.flags is not None and spec.flags.bits & SYN and spec.conn not in (m.LISTENER, "probe", "timer", "previous"):
+            self.connections.add(spec.conn)  # a SYN begins a connection, which needs no declaration
         self._connection(spec.conn, (*loc, "conn"))
         self._all_expressions(world, spec, loc)
         if spec.again is not None:
@@ -353,8 +356,8 @@ class _Walk:
                 self.fault(at, f"there is no descriptor {on!r}" + ("" if call.by == m.PROCESS else f" in the process {call.by}"), hint)
             return False
         match call:
-            case m.ConnectCall() if call.conn is not None:
-                self._connection(call.conn, (*loc, "conn"))
+            case m.ConnectCall():
+                self.connections.add(call.conn or m.CONNECTION)
             case m.SetsockoptCall():
                 self._option_value(call, loc)
             case m.KillCall():
