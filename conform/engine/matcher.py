@@ -62,7 +62,8 @@ def _holds(op: str, actual: int, low: int, high: int | None, sequence: bool) -> 
             return delta > 0
         case ">=":
             return delta >= 0
-    assert op == "range" and high is not None
+    assert op == "range"
+    assert high is not None
     if sequence:
         return delta >= 0 and diff(actual, high) <= 0
     return low <= actual <= high
@@ -136,7 +137,7 @@ class FieldMatcher:
             return
         shown = self._shown(field, base) if sequence else str
         wanted = match.text.strip()
-        if not match.low.is_plain_number or base:
+        if not match.low.is_plain_number or shown is not str:
             wanted += f" = {shown(low)}" if high is None else f" = {shown(low)}..{shown(high)}"
         words = f"{field} {shown(actual)}, want {wanted}"
         if match.op == "==":
@@ -264,10 +265,11 @@ def match_options(out: FieldMatcher, spec: OptionsMatch | str, seg: Segment) -> 
     if spec.sack is not None:
         named.add("sack")
         found = seg.option("sack")
-        if not _any_or_absent(out, "sack", spec.sack if isinstance(spec.sack, str) else "blocks", found):
+        blocks = () if isinstance(spec.sack, str) else spec.sack
+        if not _any_or_absent(out, "sack", "blocks" if blocks else spec.sack, found):
             assert found is not None
             irs = out.env.connection.irs
-            wanted_blocks = tuple((out.env.sequence(a, irs), out.env.sequence(b, irs)) for a, b in spec.sack)
+            wanted_blocks = tuple((out.env.sequence(a, irs), out.env.sequence(b, irs)) for a, b in blocks)
             if tuple(found.value) != wanted_blocks:
                 out.miss("option sack", str(wanted_blocks), str(tuple(found.value)))
     for attribute, name in (("fast_open", "fast-open"), ("user_timeout", "user-timeout"), ("md5", "md5")):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Container, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from conform.engine.trial import Trial
 from conform.engine.verdict import GATING, LEVELS, Failure, Level, Verdict
 from conform.tcp import rules
 from conform.tcp import states as st
-from conform.tcp.segment import ACK, RST, IPFields, Segment
+from conform.tcp.segment import ACK, FIN, RST, SYN, IPFields, Segment
 from conform.tcp.sequence import MODULUS, add, diff
 from conform.tcp.tracker import Connection
 
@@ -75,6 +75,10 @@ class PendingCall:
     in_recipe: bool
 
 
+#: What was held against an arrival that may go several ways: the way's name, its expectation, what came of it.
+_Tried = tuple[str, m.ExpectSpec, FieldMatcher]
+
+
 class StepFailed(Exception):  # noqa: N818
     """The stack did not do what the step says."""
 
@@ -121,6 +125,7 @@ class Session:
         self._now = 0.0
         self._deadline: float | None = None
         self._event = Interval(0.0, 0.0)
+        self._gap: Interval | None = None
         self._previous_gap: float | None = None
         self._looked = 0.0
         self._moved: dict[str, tuple[int, float]] = {}
@@ -424,13 +429,21 @@ class Session:
         self._actions.append(action)
         return int(action.id)
 
+    def _answered(self, action: int, answers: Container[int], who: str) -> Script:
+        """Wait for conform's own part to do *action*, which takes it no time worth the name."""
+        deadline = self._now + _AGENT_GRACE
+        while action not in answers:
+            if self._looked >= deadline:
+                raise Broken(f"{who} gave no answer in {_AGENT_GRACE:.0f} s")
+            yield from self._wait(deadline)
+
     # Settling and silence ----------------------------------------------------------------------------------------
     def _settle(self) -> Script:
         action = self._do(ev.Settle)
         self._settled_once = False
         deadline = self._now + _CALL_PATIENCE * self.stack.timers["timer.response.max"]
         while action not in self._settled:
-            if self._now >= deadline:
+            if self._looked >= deadline:
                 raise self._fail(
                     "the stack gives no sign of life: it does not settle", "an answer behind all others", "nothing"
                 )
@@ -438,25 +451,30 @@ class Session:
         self._settled_once = True
         self._dirty = False
 
-    def _noise(self, connection: Connection, segment: Segment, allowed: list[Any] | str | None) -> str | None:
-        name = connection.noise(segment)
+    def _noise(self, connection: Connection, arrival: Arrival, allowed: list[Any] | str | None) -> str | None:
         if allowed == "forbid":
             return None
         if allowed is None:
             allowed = self.trial.case.noise if self.trial.case.noise is not None else list(DEFAULT_NOISE)
+        una, moved = self._moved.get(connection.name, (None, 0.0))
+        # What may have left the stack before the tester's last acknowledgment reached it is held against SND.UNA then.
+        name = connection.noise(arrival.segment, una if arrival.when.low <= moved else None)
+        if name == "retransmission" and name not in allowed:
+            end = add(arrival.segment.seq, arrival.segment.length)
+            name = "tail-loss-probe" if end == connection.snd_nxt else None
         return name if name in allowed else None
 
     def _pass_over(self, connection: Connection, arrival: Arrival, name: str) -> None:
         self.transcript.note(self._now, "noise", of=arrival.entry, name=name)
         connection.observed(arrival.segment)
 
-    def _require_silence(self, allowed: list[Any] | str | None = None) -> None:
-        """Nothing waits to be consumed, but for noise."""
+    def _require_silence(self, allowed: list[Any] | str | None = None, lasting: float | None = None) -> None:
+        """Nothing waits to be consumed, but for noise, and what came when *lasting* seconds had passed."""
         for name, queue in self._queues.items():
             connection = self.connections[name]
-            while queue:
+            while queue and (lasting is None or not self._came_after(lasting, queue[0])):
                 arrival = queue.popleft()
-                noise = self._noise(connection, arrival.segment, allowed)
+                noise = self._noise(connection, arrival, allowed)
                 if noise is None:
                     self._unexpected(arrival, connection)
                 else:
@@ -500,20 +518,33 @@ class Session:
             yield from self._settle()
         self._require_silence()
 
+    def _came_after(self, lasting: float, arrival: Arrival) -> bool:
+        """Whether *arrival* came when *lasting* seconds had passed since the last event. Raises Undecided."""
+        end = lasting - min(self.stack.tolerance, lasting / 2)
+        if arrival.when.high - self._event.low < end:
+            return False
+        if arrival.when.low - self._event.high < end:
+            late = _seconds(arrival.when.high - arrival.when.low)
+            raise Undecided(
+                f"conform's loop was late by {late}; whether silence lasted {_seconds(lasting)} cannot be told"
+            )
+        return True
+
     def _silence(self, spec: m.SilenceSpec) -> Script:
         self._asserted += not self._in_recipe
         self._silence_asserted = True
-        if isinstance(spec.for_, Expr):
-            until = self._event.high + self.seconds(spec.for_)
-            while self._now < until:
-                self._require_silence(spec.noise)
+        lasting = self.seconds(spec.for_) if isinstance(spec.for_, Expr) else None
+        if lasting is not None:
+            until = self._event.high + lasting
+            while self._looked < until:
+                self._require_silence(spec.noise, lasting)
                 yield from self._wait(until)
         yield from self._settle()
-        self._require_silence(spec.noise)
+        self._require_silence(spec.noise, lasting)
         self._silence_asserted = False
         self.transcript.note(self._now, "silent", step=self._path)
-        if isinstance(spec.for_, Expr):
-            self._event = Interval(self._now, self._now)
+        if lasting is not None:
+            self._event = Interval(self._event.low + lasting, self._event.high + lasting)
 
     # Packets -----------------------------------------------------------------------------------------------------
     def _send(self, spec: m.SendSpec) -> Script:
@@ -527,20 +558,23 @@ class Session:
 
     def _inject(self, packet: Any, connection: Connection) -> Script:
         action = self._do(ev.Inject, packet=packet)
-        while action not in self._injected:
-            yield from self._wait()
-        done = self._injected.pop(action)
         self._dirty = True
         self._stimulus = (self._path, self._place)
+        yield from self._answered(action, self._injected, "the link")
+        done = self._injected.pop(action)
         if isinstance(packet, Segment):
             own_ports = (packet.sport, packet.dport) == (connection.tester_port, connection.stack_port)
-            if own_ports and packet.ip.checksum is None and packet.ip.src == self.stack.addresses[self.trial.ip][1]:
+            own_addresses = (packet.ip.dst, packet.ip.src) == self.stack.addresses[self.trial.ip]
+            if own_ports and own_addresses and packet.ip.checksum is None:
+                una = connection.snd_una
                 connection.injected(packet)
+                if connection.snd_una != una:
+                    self._moved[connection.name] = (una, done.after)
         return Interval(done.before, done.after)
 
     def _bound(self, spec: m.Timing) -> tuple[Interval, float | None, float | None]:
         """What a timing counts from, and its least and most in seconds."""
-        base = self._snapshots[spec.from_].when if spec.from_ else self._event
+        base = self.snapshot(spec.from_).when if spec.from_ else self._event
         if spec.between is not None:
             return base, self.seconds(spec.between[0]), self.seconds(spec.between[1])
         after = self.seconds(spec.after) if spec.after is not None else None
@@ -570,9 +604,8 @@ class Session:
                     entry=entry,
                 )
             if most > within + slack:
-                raise Undecided(
-                    f"conform's loop was late by {_seconds(when.high - when.low)}; whether {came} is too late cannot be told"
-                )
+                late = _seconds(when.high - when.low)
+                raise Undecided(f"conform's loop was late by {late}; whether {came} is too late cannot be told")
         if after is not None:
             if most < after - slack:
                 raise self._fail(
@@ -582,12 +615,11 @@ class Session:
                     entry=entry,
                 )
             if least < after - slack:
-                raise Undecided(
-                    f"conform's loop was late by {_seconds(when.high - when.low)}; whether {came} is too early cannot be told"
-                )
+                late = _seconds(when.high - when.low)
+                raise Undecided(f"conform's loop was late by {late}; whether {came} is too early cannot be told")
 
     def _fit(self, spec: m.ExpectSpec, arrival: Arrival, connection: Connection) -> FieldMatcher:
-        again = self._snapshots[spec.again].segment if spec.again else None
+        again = self.snapshot(spec.again).segment if spec.again else None
         return match_segment(spec, arrival.segment, self.environment(connection), again)
 
     def _consume(self, spec: m.ExpectSpec, arrival: Arrival, connection: Connection, found: FieldMatcher) -> None:
@@ -618,7 +650,7 @@ class Session:
                 queue.popleft()
                 self._consume(spec, arrival, connection, found)
                 return
-            noise = self._noise(connection, arrival.segment, spec.noise)
+            noise = self._noise(connection, arrival, spec.noise)
             if noise is None:
                 raise self._mismatch(spec, arrival, connection, found)
             queue.popleft()
@@ -629,7 +661,7 @@ class Session:
         while not queue:
             if self._unknown:
                 self._require_silence()
-            if self._now >= deadline:
+            if self._looked >= deadline:
                 return None
             yield from self._wait(deadline)
         return queue[0]
@@ -655,6 +687,7 @@ class Session:
         assert spec.stream is not None
         queue = self._queues[connection.name]
         deadline = self._deadline_of(spec)
+        start = self._event
         got = bytearray()
         while len(got) < spec.stream:
             arrival = yield from self._head(queue, deadline)
@@ -663,7 +696,7 @@ class Session:
                     f"{len(got)} octets came, want {spec.stream}", f"{spec.stream} octets", f"{len(got)} octets"
                 )
             segment = arrival.segment
-            fits = segment.payload and segment.seq == connection.snd_nxt and not segment.flags & RST
+            fits = segment.payload and segment.seq == connection.snd_nxt and not segment.flags & (RST | SYN | FIN)
             if fits:
                 found = match_segment(spec, segment, self.environment(connection), None)
                 if found.mismatches:
@@ -677,11 +710,12 @@ class Session:
                         entry=arrival.entry,
                     )
                 queue.popleft()
+                self._event = start  # what is said of time is said of the whole
                 self._consume(spec, arrival, connection, found)
-                if spec.within is None:
+                if spec.within is None and spec.between is None:
                     deadline = self._deadline_of(spec)
                 continue
-            noise = self._noise(connection, segment, spec.noise)
+            noise = self._noise(connection, arrival, spec.noise)
             if noise is None:
                 raise self._fail(
                     f"the stack sent {_named(segment)}, want the octets from SND.NXT = {connection.snd_nxt} on",
@@ -719,10 +753,17 @@ class Session:
 
     def _returned(self, pending: PendingCall) -> Script:
         while pending.action not in self._replies:
-            if self._now >= pending.deadline:
+            if self._looked >= pending.deadline:
                 raise Broken(f"the agent gave no reply to {_call_name(pending.call)}")
             yield from self._wait(pending.deadline)
-        self._event = Interval(pending.begun, self._now)
+        self._event = Interval(max(pending.begun, self._event.low), self._now)
+
+    def _pending(self, name: str) -> PendingCall:
+        """The call started as *name*. Raises LookupError."""
+        found = self._calls.get(name)
+        if found is None:
+            raise LookupError(f"no call {name!r} is under way: it was not started, or has been finished")
+        return found
 
     def _start_call(self, call: m.Call) -> Script:
         yield from self._quiet()
@@ -730,7 +771,7 @@ class Session:
         self._calls[call.as_] = self._begin(call, overlap=True)
 
     def _blocked_step(self, name: str) -> Script:
-        pending = self._calls[name]
+        pending = self._pending(name)
         while pending.action not in self._blocked:
             if pending.action in self._replies:
                 reply = self._outcomes.text(self._replies[pending.action].reply)
@@ -740,14 +781,14 @@ class Session:
                     reply,
                     entry=self._reply_entries[pending.action],
                 )
-            if self._now >= pending.deadline:
+            if self._looked >= pending.deadline:
                 raise Broken(f"the agent said neither that {name} sleeps nor that it ended")
             yield from self._wait(pending.deadline)
         self._asserted += not self._in_recipe
 
     def _finish(self, outcomes: dict[str, m.Outcome]) -> Script:
         for name, outcome in outcomes.items():
-            pending = self._calls[name]
+            pending = self._pending(name)
             yield from self._returned(pending)
             del self._calls[name]
             self._outcomes.check(pending.call, pending, outcome, self._replies[pending.action].reply)
@@ -763,14 +804,15 @@ class Session:
                 return st.CLOSED
             stack_port, tester_port = connection.stack_port, connection.tester_port
         action = self._do(ev.ReadState, stack_port=stack_port, tester_port=tester_port)
-        while action not in self._states:
-            yield from self._wait()
+        yield from self._answered(action, self._states, "the state read-out")
         return self._states.pop(action).state
 
     def _state(self, spec: m.StateSpec) -> Script:
         if self._dirty:
             yield from self._settle()
-        until = self._event.high + self.seconds(spec.within) if spec.within is not None else None
+        until = None
+        if spec.within is not None:
+            until = self._event.high + self.seconds(spec.within) + self.stack.tolerance
         again = until is None
         while True:
             state = yield from self._read_state(spec.conn)
@@ -809,11 +851,15 @@ class Session:
             if text not in self._findings:
                 self._findings.append(text)
 
+    def _possible(self, spec: m.StateSpec) -> bool:
+        """Whether, by the wire, the state can be what *spec* says."""
+        states = self.connection(spec.conn).states
+        return bool((states | ({st.CLOSED} if st.LISTEN in states else set())) & set(spec.is_))
+
     def _unread_state(self, spec: m.StateSpec) -> None:
         connection = self.connection(spec.conn)
-        possible = connection.states | ({st.CLOSED} if st.LISTEN in connection.states else set())
         wanted = " or ".join(spec.is_)
-        if not possible & set(spec.is_):
+        if not self._possible(spec):
             actual = " or ".join(sorted(connection.states))
             raise self._fail(f"the wire implies {actual}, want {wanted}", wanted, actual)
         self._unverified.append(f"{self._path}: state {wanted}")
@@ -825,6 +871,7 @@ class Session:
         if out.mismatches:
             first = out.mismatches[0]
             raise self._fail(first.words, first.expected, first.actual, (first.words,))
+        self._captures.update(out.captured)
         self._asserted += not self._in_recipe
 
     # Structure ---------------------------------------------------------------------------------------------------
@@ -838,72 +885,112 @@ class Session:
             self._violations.append(StepFailed(failure, (chosen.violates,)))
 
     def _choose(self, step: m.OneOfStep) -> Script:
-        expects = [(b, b.steps[0].expect) for b in step.one_of if isinstance(b.steps[0], m.ExpectStep)]
-        finishes = [(b, b.steps[0].finish) for b in step.one_of if isinstance(b.steps[0], m.FinishStep)]
-        sleeps = [(b, self._calls[b.steps[0].blocked]) for b in step.one_of if isinstance(b.steps[0], m.BlockedStep)]
-        silences = [(b, b.steps[0].silence) for b in step.one_of if isinstance(b.steps[0], m.SilenceStep)]
-        reads = [(b, b.steps[0].state) for b in step.one_of if isinstance(b.steps[0], m.StateStep)]
-        deadlines = [self._deadline_of(spec) for _, spec in expects]
-        deadlines += [self._calls[name].deadline for _, outcomes in finishes for name in outcomes]
-        deadlines += [pending.deadline for _, pending in sleeps]
-        lasting = [(b, self._event.high + self.seconds(s.for_)) for b, s in silences if isinstance(s.for_, Expr)]
-        deadline = max([*deadlines, *(until for _, until in lasting), self._now])
-        momentary = [b for b, s in silences if not isinstance(s.for_, Expr)]
-        names = list(dict.fromkeys(spec.conn for _, spec in expects)) or [m.CONNECTION]
+        expects: list[tuple[m.Choice, m.ExpectSpec]] = []
+        finishes: list[tuple[m.Choice, dict[str, m.Outcome]]] = []
+        sleeps: list[tuple[m.Choice, PendingCall]] = []
+        lasting: list[tuple[m.Choice, float]] = []
+        momentary: list[m.Choice] = []
+        reads: list[tuple[m.Choice, m.StateSpec]] = []
+        for branch in step.one_of:
+            match branch.steps[0]:
+                case m.ExpectStep(expect=expect):
+                    expects.append((branch, expect))
+                case m.FinishStep(finish=outcomes):
+                    finishes.append((branch, outcomes))
+                case m.BlockedStep(blocked=name):
+                    sleeps.append((branch, self._pending(name)))
+                case m.SilenceStep(silence=silence) if isinstance(silence.for_, Expr):
+                    lasting.append((branch, self.seconds(silence.for_)))
+                case m.SilenceStep():
+                    momentary.append(branch)
+                case m.StateStep(state=state):
+                    reads.append((branch, state))
+                case _:
+                    raise Senseless(f"the way {branch.name!r} begins with nothing by which it could be chosen")
+        calls = [self._pending(name) for _, outcomes in finishes for name in outcomes] + [p for _, p in sleeps]
+        ends = [(branch, self._event.high + seconds) for branch, seconds in lasting]
+        deadlines = [self._deadline_of(spec) for _, spec in expects] + [p.deadline for p in calls]
+        deadline = max([*deadlines, *(until for _, until in ends), self._now])
+        names = [spec.conn for _, spec in expects] + ([m.CONNECTION] if lasting or momentary else [])
+        queues = [self._queues[self.connection(name).name] for name in dict.fromkeys(names)]
         if momentary or reads:
             yield from self._settle()
         while True:
-            for name in names:
-                connection = self.connection(name)
-                queue = self._queues[name]
-                while queue:
-                    arrival = queue[0]
-                    tried = []
-                    for branch, spec in expects:
-                        if spec.conn != name:
-                            continue
-                        found = self._fit(spec, arrival, connection)
-                        if not found.mismatches:
-                            return branch
-                        tried.append((branch, spec, found))
-                    noise = self._noise(connection, arrival.segment, None)
-                    if noise is None:
-                        raise self._no_branch(arrival, connection, tried)
-                    queue.popleft()
-                    self._pass_over(connection, arrival, noise)
+            refused = None
+            for name in dict.fromkeys(names):
+                found = self._chosen_by_arrival(name, expects, lasting)
+                if isinstance(found, m.Choice):
+                    return found
+                refused = refused or found
+            if refused is not None and not (calls or reads):
+                raise refused
             for branch, outcomes in finishes:
-                pendings = [self._calls[name] for name in outcomes]
-                if all(p.action in self._replies for p in pendings):
-                    replies = [self._replies[p.action].reply for p in pendings]
-                    if all(
-                        self._outcomes.fits(p.call, p, o, r)
-                        for p, o, r in zip(pendings, outcomes.values(), replies, strict=True)
-                    ):
-                        return branch
+                pendings = [(self._pending(name), outcome) for name, outcome in outcomes.items()]
+                if all(p.action in self._replies for p, _ in pendings) and all(
+                    self._outcomes.fits(p.call, p, outcome, self._replies[p.action].reply) for p, outcome in pendings
+                ):
+                    return branch
             for branch, pending in sleeps:
                 if pending.action in self._blocked:
                     return branch
             for branch, state in reads:
                 actual = yield from self._read_state(state.conn)
-                if actual is None or actual in state.is_:
+                if actual in state.is_ or (actual is None and self._possible(state)):
                     return branch
-            if momentary:
+            if refused is None and any(queues):
+                continue  # it came while the state was read
+            if momentary and refused is None:
                 return momentary[0]
-            passed = [b for b, until in lasting if self._now >= until]
-            if passed:
+            passed = [branch for branch, until in ends if self._looked >= until]
+            if passed and refused is None:
                 return passed[0]
-            if self._now >= deadline or (reads and not (expects or finishes or sleeps or lasting)):
-                names_ = " or ".join(b.name for b in step.one_of)
-                raise self._fail(f"the stack went none of the ways {names_}", names_, "none of them")
-            waits = [until for _, until in lasting if until > self._now]
-            yield from self._wait(min([deadline, *waits]))
+            if self._looked >= deadline or not (deadlines or ends):
+                for pending in calls:
+                    if pending.action not in self._replies and pending.action not in self._blocked:
+                        raise Broken(f"the agent gave no reply to {_call_name(pending.call)}")
+                ways = " or ".join(b.name for b in step.one_of)
+                raise refused or self._fail(f"the stack went none of the ways {ways}", ways, "none of them")
+            yield from self._wait(min([deadline, *(until for _, until in ends if until > self._looked)]))
 
-    def _no_branch(self, arrival: Arrival, connection: Connection, tried: list[Any]) -> StepFailed:
+    def _chosen_by_arrival(
+        self, name: str, expects: list[tuple[m.Choice, m.ExpectSpec]], lasting: list[tuple[m.Choice, float]]
+    ) -> m.Choice | StepFailed | None:
+        """The way that the oldest arrival on *name* fits, the failure if it fits none; ``None`` if nothing came."""
+        connection, queue = self.connection(name), self._queues[name]
+        if self._unknown:
+            self._require_silence()
+        while queue:
+            arrival = queue[0]
+            tried = []
+            for branch, spec in expects:
+                if spec.conn == name:
+                    found = self._fit(spec, arrival, connection)
+                    if not found.mismatches:
+                        return branch
+                    tried.append((branch.name, spec, found))
+            if not self._is_noise_to_all(tried, arrival, connection):
+                for branch, seconds in lasting:
+                    if self._came_after(seconds, arrival):
+                        return branch
+                return self._no_branch(arrival, connection, tried)
+            queue.popleft()
+        return None
+
+    def _is_noise_to_all(self, tried: list[_Tried], arrival: Arrival, connection: Connection) -> bool:
+        """Whether *arrival*, which fits none of *tried*, is noise to each; then it is passed over."""
+        kinds = {self._noise(connection, arrival, spec.noise) for _, spec, _ in tried} or {
+            self._noise(connection, arrival, None)
+        }
+        kind = kinds.pop()
+        if kind is None or kinds:
+            return False
+        self._pass_over(connection, arrival, kind)
+        return True
+
+    def _no_branch(self, arrival: Arrival, connection: Connection, tried: list[_Tried]) -> StepFailed:
         env = self.environment(connection)
-        words = tuple(
-            f"not {branch.name}: {mismatch.words}" for branch, _, found in tried for mismatch in found.mismatches
-        )
-        expected = "; or ".join(f"{branch.name}: {describe(spec, env)}" for branch, spec, _ in tried) or "silence"
+        words = tuple(f"not {name}: {mismatch.words}" for name, _, found in tried for mismatch in found.mismatches)
+        expected = "; or ".join(f"{name}: {describe(spec, env)}" for name, spec, _ in tried) or "silence"
         return self._fail(
             f"the stack sent {_named(arrival.segment)}, which fits none of the ways",
             expected,
@@ -913,45 +1000,41 @@ class Session:
         )
 
     def _any_order(self, step: m.AnyOrderStep, path: str) -> Script:
-        left = [(index, inner) for index, inner in enumerate(step.any_order)]
-        deadline = max(self._deadline_of(inner.expect) for _, inner in left)
+        left: dict[int, m.ExpectStep] = {}
+        for index, inner in enumerate(step.any_order):
+            if not isinstance(inner, m.ExpectStep):
+                raise Senseless("any_order holds a step that is no expectation")
+            left[index] = inner
+        start = self._event
+        deadline = max(self._deadline_of(inner.expect) for inner in left.values())
         while left:
+            names = list(dict.fromkeys(inner.expect.conn for inner in left.values()))
+            name = next((name for name in names if self._queues[self.connection(name).name]), None)
+            if name is None:
+                if self._unknown:
+                    self._require_silence()
+                if self._looked >= deadline:
+                    first = next(iter(left.values())).expect
+                    raise self._nothing_came(first, self.connection(first.conn))
+                yield from self._wait(deadline)
+                continue
+            connection, arrival = self.connections[name], self._queues[name][0]
+            tried: list[_Tried] = []
             taken = None
-            for index, inner in left:
-                connection = self.connection(inner.expect.conn)
-                queue = self._queues[connection.name]
-                if queue and not self._fit(inner.expect, queue[0], connection).mismatches:
-                    taken = (index, inner)
-                    break
-            if taken is not None:
-                yield from self._step(taken[1], f"{path}.any_order[{taken[0]}]")
-                left.remove(taken)
-                continue
-            for name in dict.fromkeys(inner.expect.conn for _, inner in left):
-                queue, connection = self._queues[name], self.connections[name]
-                while queue:
-                    arrival = queue[0]
-                    tried = [
-                        (
-                            m.Choice.model_construct(name=f"[{i}]"),
-                            inner.expect,
-                            self._fit(inner.expect, arrival, connection),
-                        )
-                        for i, inner in left
-                        if inner.expect.conn == name
-                    ]
-                    if any(not found.mismatches for _, _, found in tried):
+            for index, inner in left.items():
+                if inner.expect.conn == name:
+                    found = self._fit(inner.expect, arrival, connection)
+                    if not found.mismatches:
+                        taken = index
                         break
-                    noise = self._noise(connection, arrival.segment, None)
-                    if noise is None:
-                        raise self._no_branch(arrival, connection, tried)
-                    queue.popleft()
-                    self._pass_over(connection, arrival, noise)
-            if any(self._queues[inner.expect.conn] for _, inner in left):
-                continue
-            if self._now >= deadline:
-                raise self._nothing_came(left[0][1].expect, self.connection(left[0][1].expect.conn))
-            yield from self._wait(deadline)
+                    tried.append((f"[{index}]", inner.expect, found))
+            if taken is not None:
+                self._event = start  # none of them is the event before another
+                yield from self._step(left.pop(taken), f"{path}.any_order[{taken}]")
+            elif self._is_noise_to_all(tried, arrival, connection):
+                self._queues[name].popleft()
+            else:
+                raise self._no_branch(arrival, connection, tried)
 
     def _comes(self, spec: m.ExpectSpec) -> Script:
         """Whether what comes next fits *spec*; waits for its ``within``, else only settles."""
@@ -968,13 +1051,15 @@ class Session:
                 return False
             if not self._fit(spec, arrival, connection).mismatches:
                 return True
-            noise = self._noise(connection, arrival.segment, spec.noise)
+            noise = self._noise(connection, arrival, spec.noise)
             if noise is None:
                 return False
             queue.popleft()
             self._pass_over(connection, arrival, noise)
 
     def _optional(self, steps: list[Any], path: str) -> Script:
+        if not isinstance(steps[0], m.ExpectStep):
+            raise Senseless("optional begins with a step that is no expectation")
         taken = yield from self._comes(steps[0].expect)
         self.transcript.note(self._now, "chosen", step=path, branch="taken" if taken else "passed over")
         if taken:
@@ -982,9 +1067,12 @@ class Session:
 
     def _repeat(self, spec: m.RepeatSpec, path: str) -> Script:
         before: Interval | None = None
+        outer, self._gap = self._gap, None
+        first = spec.steps[0]
         for index in range(spec.times):
-            first = spec.steps[0]
-            if spec.at_least is not None and index >= spec.at_least and isinstance(first, m.ExpectStep):
+            if spec.at_least is not None and index >= spec.at_least:
+                if not isinstance(first, m.ExpectStep):
+                    raise Senseless("what may come more often than at-least begins with a step that is no expectation")
                 more = yield from self._comes(first.expect)
                 if not more:
                     break
@@ -993,37 +1081,38 @@ class Session:
                 if before is not None:
                     self._check_gap(spec.gap, before, self._event)
                 before = self._event
-        self._previous_gap = None
+        self._gap, self._previous_gap = outer, None
 
     def _check_gap(self, gap: m.Gap, before: Interval, event: Interval) -> None:
         low, high = event.low - before.high, event.high - before.low
-        try:
-            wanted = self.seconds(gap.is_)
-        except LookupError:  # the first gap has none before it
-            self._previous_gap = (low + high) / 2
-            return
-        slack = wanted * gap.tolerance / 100 + self.stack.tolerance
+        previous, self._gap = self._gap, Interval(low, high)
+        if previous is None and any(name == "previous" for name, _ in gap.is_.names):
+            return  # the first gap has none before it
+        bounds = []
+        for self._previous_gap in (previous.low, previous.high) if previous is not None else (None,):
+            bounds.append(self.seconds(gap.is_))
+        least, most = min(bounds), max(bounds)
+        low_slack, high_slack = (t * gap.tolerance / 100 + self.stack.tolerance for t in (least, most))
         came = f"{_seconds((low + high) / 2)} after the one before"
-        if high < wanted - slack or low > wanted + slack:
-            raise self._fail(
-                f"it came {came}, want {_seconds(wanted)} ± {gap.tolerance} %",
-                f"{_seconds(wanted)} ± {gap.tolerance} %",
-                came,
-            )
-        if low < wanted - slack or high > wanted + slack:
+        wanted = f"{_seconds((least + most) / 2)} ± {gap.tolerance} %"
+        if high < least - low_slack or low > most + high_slack:
+            raise self._fail(f"it came {came}, want {wanted}", wanted, came)
+        if low < most - high_slack or high > least + low_slack:
             raise Undecided(f"conform's loop was late; whether {came} is right cannot be told")
-        self._previous_gap = (low + high) / 2
 
     # The end -----------------------------------------------------------------------------------------------------
     def _end(self) -> Script:
         self._path, self._place = "end", self._place
         self.transcript.note(self._now, "step", step="end")
         yield from self._quiet()
-        left = [name for name, pending in self._calls.items() if not pending.in_recipe]
-        for name in left:
-            if self._calls[name].action in self._replies:
-                continue
-            raise self._fail(f"the call {name} has not ended", f"{name} ended", "it still sleeps")
+        for name, pending in self._calls.items():
+            until = self._now + self.stack.timers["timer.response.max"]
+            while pending.action not in self._replies and not pending.in_recipe:
+                if self._looked >= until:
+                    raise self._fail(f"the call {name} has not ended", f"{name} ended", "it still sleeps")
+                yield from self._wait(until)
+            if not pending.in_recipe:
+                self._outcomes.check(pending.call, pending, pending.call, self._replies[pending.action].reply)
         if self.trial.case.liveness == "connection":
             yield from self._probe()
         else:
@@ -1085,7 +1174,7 @@ class Session:
                 connection.observed(segment)
                 self.transcript.note(self._now, "matched", step=self._path, of=arrival.entry)
                 return
-            noise = self._noise(connection, segment, None)
+            noise = self._noise(connection, arrival, None)
             if noise is None:
                 summary = f"the probe of life was answered by {_named(segment)}, want {wanted}"
                 raise self._fail(summary, wanted, self._relative(segment, connection), entry=arrival.entry)
