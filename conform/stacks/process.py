@@ -152,7 +152,7 @@ class ProcessAgent:
     """Has the calls of one trial made by processes in the namespace *netns*, really blocking.
 
     Parameters and callbacks are those of ``InlineAgent``. A call that was under way when its process ended has the
-    reply ``{"gone": true}``. Raises OSError when no process can be had.
+    reply ``{"gone": true, "fault": ...}``. Raises OSError when no process can be had.
     """
 
     capabilities = frozenset(CAPABILITIES)
@@ -293,7 +293,7 @@ class ProcessAgent:
             return
         for id in [id for id, pending in self._pending.items() if pending.process is process]:
             if id not in process.awaiting_end:
-                self._end_call(id, {"gone": True})
+                self._end_call(id, {"gone": True, "fault": f"the process {process.name!r} ended before the call did"})
         for id in process.awaiting_end:
             self._end_call(id, {"returned": 0})
 
