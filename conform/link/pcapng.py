@@ -26,6 +26,7 @@ class _Annotated(bytes):
 
     time: float
     comments: list[bytes] | None
+    comment: bytes | None  # scapy before 2.7 knows but one
 
 
 def write(path: str | os.PathLike[str], records: Iterable[Record | tuple[float, bytes, str]]) -> None:
@@ -43,7 +44,8 @@ def write(path: str | os.PathLike[str], records: Iterable[Record | tuple[float, 
             for moment, data, comment in records:
                 packet = _Annotated(data)
                 packet.time = moment
-                packet.comments = [comment.encode()[:_LONGEST_COMMENT]] if comment else None
+                packet.comment = comment.encode()[:_LONGEST_COMMENT] or None
+                packet.comments = [packet.comment] if packet.comment else None
                 writer.write_packet(packet)
         finally:
             writer.close()

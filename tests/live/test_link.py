@@ -3,11 +3,13 @@
 Each test runs in a child process, whose namespaces go with it.
 """
 
+import ctypes
 import errno
 import functools
 import itertools
 import os
 import socket
+import struct
 import threading
 import time
 import traceback
@@ -24,6 +26,9 @@ from conform.tcp.segment import ACK, FIN, PSH, RST, SYN, IPFields, Option, Segme
 ADDRESSES = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 PORT = 7
+
+#: The number of unshare(2), by machine.
+UNSHARE = {"x86_64": 272, "aarch64": 97}
 
 media = pytest.mark.parametrize("medium", [TunMedium, VethMedium])
 versions = pytest.mark.parametrize("version", [4, 6])
@@ -448,6 +453,21 @@ def test_neighbours_and_metrics():
         assert "near" not in [name for _, name in socket.if_nameindex()]
 
 
+def forbid(number):
+    """Have the system call *number* fail with EPERM in this process from now on, as a container does (seccomp(2))."""
+    program = [
+        (0x20, 0, 0, 0),  # load the number
+        (0x15, 0, 1, number),  # if it is this one
+        (0x06, 0, 0, 0x00050000 | errno.EPERM),  # SECCOMP_RET_ERRNO
+        (0x06, 0, 0, 0x7FFF0000),  # SECCOMP_RET_ALLOW
+    ]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in program))
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(code)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(38, 1, 0, 0, 0) == 0  # PR_SET_NO_NEW_PRIVS
+    assert libc.prctl(22, 2, header) == 0, ctypes.get_errno()  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+
 def makeable(most):
     """How many namespaces can be made before the limit."""
     made = []
@@ -492,6 +512,29 @@ def test_of_a_thousand_namespaces_none_is_left(medium):
     while (left := limit - 1 - makeable(limit)) and time.monotonic() < end:  # the home is one of them
         time.sleep(0.1)
     assert left == 0
+
+
+@isolated
+def test_a_limit_of_user_namespaces_is_found():
+    netns.enter_user_namespace()
+    netns.write_sysctl("user.max_user_namespaces", 0)
+    check = privileges.check_user_namespaces()
+    assert not check.ok
+    assert check.remedy == "sudo sysctl -w user.max_user_namespaces=15000"
+    with pytest.raises(netns.PrivilegeError, match="max_user_namespaces is 0"):
+        netns.enter_user_namespace()
+
+
+@pytest.mark.skipif(os.uname().machine not in UNSHARE, reason="the number of unshare(2) is not known here")
+@isolated
+def test_a_containers_seccomp_is_found():
+    forbid(UNSHARE[os.uname().machine])
+    check = privileges.check_user_namespaces()
+    assert not check.ok
+    assert "seccomp" in check.found
+    assert "docker run" in check.remedy
+    assert not privileges.check_root().ok
+    assert privileges.check_veth().found == "no network namespace can be had"
 
 
 @isolated
