@@ -62,6 +62,7 @@ class Medium(Protocol):
         *,
         mtu: int | None = None,
         quickack: bool = False,
+        metrics: Mapping[str, int] | None = None,
     ) -> Port:
         """Connect *netns*: one interface, its addresses, and a default route to the tester."""
 
@@ -92,6 +93,7 @@ def configure_stack_side(
     *,
     mtu: int | None = None,
     quickack: bool = False,
+    metrics: Mapping[str, int] | None = None,
 ) -> None:
     """Bring up the stack's interface *index* with its addresses, and route everything to it.
 
@@ -100,9 +102,11 @@ def configure_stack_side(
     detection. The route takes any destination, so that a case may use addresses of its own for the tester.
 
     *mtu* is the interface's, in octets. *quickack* has every segment acknowledged at once, by the route's metric
-    (ip-route(8)). Raises OSError with what was attempted.
+    (ip-route(8)); *metrics* are others of it, by the names of :data:`~conform.link.netlink.METRICS`.
+
+    Raises OSError with what was attempted, KeyError for an unknown metric.
     """
-    metrics = {"quickack": 1} if quickack else None
+    metrics = {**(metrics or {}), **({"quickack": 1} if quickack else {})}
     messages = [
         # The kernel sets flags before anything else in a message: by itself, before the interface comes up.
         netlink.link_set(index, mtu=mtu, autoconf=not _has_ipv6(mtu)),

@@ -9,6 +9,7 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Mapping
 
 from conform.link.medium import STACK_INDEX, STACK_INTERFACE, Addresses, Deliver, Loop, check_mtu, configure_stack_side
 from conform.link.netlink import Netlink
@@ -84,10 +85,12 @@ class TunMedium:
         *,
         mtu: int | None = None,
         quickack: bool = False,
+        metrics: Mapping[str, int] | None = None,
     ) -> TunPort:
         """Connect *netns*, once. See :func:`~conform.link.medium.configure_stack_side`.
 
-        Raises OSError with what was attempted, ValueError for an MTU that IPv6 cannot have.
+        Raises OSError with what was attempted, ValueError for an MTU that IPv6 cannot have, KeyError for an
+        unknown metric.
         """
         check_mtu(addresses, mtu)
         with netns.enter():
@@ -99,8 +102,8 @@ class TunMedium:
                 raise
         try:
             with link:
-                configure_stack_side(link, STACK_INDEX, addresses, mtu=mtu, quickack=quickack)
-        except OSError:
+                configure_stack_side(link, STACK_INDEX, addresses, mtu=mtu, quickack=quickack, metrics=metrics)
+        except (OSError, KeyError):
             os.close(fd)
             raise
         return TunPort(self._loop, fd, deliver)

@@ -12,6 +12,7 @@ import itertools
 import socket
 import struct
 import time
+from collections.abc import Mapping
 
 from conform.link import netlink
 from conform.link.medium import STACK_INDEX, STACK_INTERFACE, Addresses, Deliver, Loop, check_mtu, configure_stack_side
@@ -101,10 +102,12 @@ class VethMedium:
         *,
         mtu: int | None = None,
         quickack: bool = False,
+        metrics: Mapping[str, int] | None = None,
     ) -> VethPort:
         """Connect *netns*, once. See :func:`~conform.link.medium.configure_stack_side`.
 
-        Raises OSError with what was attempted, ValueError for an MTU that IPv6 cannot have.
+        Raises OSError with what was attempted, ValueError for an MTU that IPv6 cannot have, KeyError for an
+        unknown metric.
         """
         check_mtu(addresses, mtu)
         number = next(_numbers)
@@ -117,9 +120,9 @@ class VethMedium:
                 link = Netlink()
             with link:
                 disable_checksum_offload(link.fileno(), STACK_INTERFACE)
-                configure_stack_side(link, STACK_INDEX, addresses, mtu=mtu, quickack=quickack)
+                configure_stack_side(link, STACK_INDEX, addresses, mtu=mtu, quickack=quickack, metrics=metrics)
                 link.wait_operational(STACK_INDEX)
-        except OSError:
+        except (OSError, KeyError):
             self._link.do([netlink.link_delete(number)])
             raise
         port = self._ports[name] = VethPort(self, name, deliver)

@@ -251,6 +251,19 @@ def test_quickack(medium, version):
 
 
 @media
+@versions
+@isolated
+def test_other_metrics(medium, version):
+    link = Link(medium, metrics={"initcwnd": 2})
+    accepted, iss = link.establish(version, options=(Option("mss", 1000),))
+    accepted.send(bytes(9000))
+    assert [s.seq - iss for s in link.settle(version)] == [1, 1001]
+    link.inject(version, RST, seq=101)
+    with pytest.raises(KeyError):
+        link.medium.attach(netns.Namespace.create(), ADDRESSES, lambda data, since: None, metrics={"no-such": 1})
+
+
+@media
 @isolated
 def test_mtu(medium):
     link = Link(medium, mtu=1400)
