@@ -34,12 +34,19 @@ class Environment:
         self, connection: Connection, resolve: Callable[[str, Connection], float], capture: Callable[[str, int], None]
     ) -> None:
         self.connection = connection
+        self.candidate: Segment | None = None
         self._resolve = resolve
         self.capture = capture
 
     def value(self, expr: Expr) -> float:
         """The value of *expr*. Raises LookupError."""
-        return expr.evaluate(lambda name: self._resolve(name, self.connection))
+        return expr.evaluate(self._named)
+
+    def _named(self, name: str) -> float:
+        seg = self.candidate
+        if name == "ISS" and self.connection.iss is None and seg is not None and seg.flags & FLAG_LETTERS["S"]:
+            return seg.seq  # the stack chooses it, in the SYN that is held against the expectation
+        return self._resolve(name, self.connection)
 
     def sequence(self, expr: Expr, base: int | None) -> int:
         """*expr* as a sequence number; a bare number counts from *base* (0 when that is unknown)."""
@@ -131,8 +138,14 @@ class FieldMatcher:
         value: Callable[[Expr], int] = (
             (lambda e: self.env.sequence(e, base)) if sequence else (lambda e: int(self.env.value(e)))
         )
-        low = value(match.low)
-        high = value(match.high) if match.high is not None else None
+        try:
+            low = value(match.low)
+            high = value(match.high) if match.high is not None else None
+        except (KeyError, IndexError):
+            raise
+        except LookupError as error:
+            self.miss(field, match.text.strip(), str(actual), f"{field} {actual}, want {match.text.strip()}: {error}")
+            return
         if _holds(match.op, actual, low, high, sequence):
             return
         shown = self._shown(field, base) if sequence else str
@@ -157,8 +170,9 @@ class FieldMatcher:
 def match_segment(spec: ExpectSpec, seg: Segment, env: Environment, again: Segment | None) -> FieldMatcher:
     """Hold *seg* against *spec*; ``mismatches`` of the result is empty when it fits.
 
-    *again* is the segment that ``again:`` names. Raises LookupError when an expression has no value yet.
+    *again* is the segment that ``again:`` names. An expression that has no value yet is a mismatch.
     """
+    env.candidate = seg
     out = FieldMatcher(env)
     connection = env.connection
     if again is not None:
