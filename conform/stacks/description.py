@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ def _one_of(what: str, words: Iterable[str]) -> AfterValidator:
 CapabilityName = Annotated[str, _one_of("capability", CAPABILITIES)]
 SettingName = Annotated[str, _one_of("setting", SETTINGS)]
 TimerName = Annotated[str, _one_of("timer", _TIMER_NAMES)]
+_NAME = re.compile(r"^[a-z][a-z0-9-]*$")
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: A setting's value as a case says it.
 Value = bool | int | str
@@ -102,7 +104,7 @@ class StackDescription(_Model):
     """
 
     format: Literal[1]
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=40)]
+    name: Annotated[str, Field(pattern=_NAME.pattern, max_length=40)]
     title: Annotated[str, Field(min_length=1, max_length=200)]
     capabilities: frozenset[CapabilityName]
     timers: dict[TimerName, Seconds]
@@ -221,8 +223,9 @@ class StackDescription(_Model):
 
 def load(name_or_path: str | Path) -> StackDescription:
     """The description that ships under that name (``linux``), or the one in that file. Raises DescriptionError."""
-    shipped = Path(__file__).with_name(f"{name_or_path}.yaml")
-    path = shipped if _is_name(str(name_or_path)) and shipped.is_file() else Path(name_or_path)
+    path = Path(name_or_path)
+    if _NAME.fullmatch(str(name_or_path)) and (shipped := Path(__file__).with_name(f"{name_or_path}.yaml")).is_file():
+        path = shipped
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -237,10 +240,6 @@ def load(name_or_path: str | Path) -> StackDescription:
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, each['loc'])) or 'the description'}: {each['msg']}" for each in error.errors()]
         raise DescriptionError("\n".join(f"{path}: {line}" for line in lines)) from None
-
-
-def _is_name(text: str) -> bool:
-    return text.replace("-", "").isalnum()
 
 
 def _words(data: Any) -> Any:

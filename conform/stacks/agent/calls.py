@@ -23,11 +23,7 @@ PROTOCOL = 1
 SLEEPERS = frozenset({"accept", "connect", "send", "sendmsg", "recv", "recvmsg", "close", "poll"})
 
 # Names that two errors share on Linux, as the case format spells them.
-_ERRNO_NAMES = dict(errno.errorcode) | {
-    errno.EAGAIN: "EAGAIN",
-    errno.EOPNOTSUPP: "EOPNOTSUPP",
-    errno.EDEADLK: "EDEADLK",
-}
+_ERRNO_NAMES = dict(errno.errorcode) | {errno.EAGAIN: "EAGAIN", errno.EOPNOTSUPP: "EOPNOTSUPP"}
 
 _MSG_NAMES = ("MSG_OOB", "MSG_PEEK", "MSG_DONTWAIT", "MSG_WAITALL", "MSG_NOSIGNAL", "MSG_TRUNC", "MSG_CTRUNC",
               "MSG_EOR", "MSG_ERRQUEUE", "MSG_MORE", "MSG_FASTOPEN")  # fmt: skip
@@ -197,7 +193,7 @@ class Calls:
         do = request.get("do")
         if do == "socket":
             return None
-        if do not in _METHODS:
+        if not isinstance(do, str) or do not in _METHODS:
             raise RequestError(f"unknown call {do!r}")
         name = request.get("on", "listener" if do in ("bind", "listen", "accept") else "c1")
         try:
