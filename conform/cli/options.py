@@ -26,7 +26,9 @@ def selecting(command: _F) -> _F:
         (
             click.option("-k", "keyword", metavar="EXPR", help="Trials whose id contains this; and, or, not, ( )."),
             click.option("--tag", "tags", multiple=True, metavar="TAG", help="Cases with this tag (or another given)."),
-            click.option("--req", "requirements", multiple=True, metavar="ID", help="Cases that cover this requirement."),
+            click.option(
+                "--req", "requirements", multiple=True, metavar="ID", help="Cases that cover this requirement."
+            ),
             click.option(
                 "--level",
                 "levels",

@@ -16,7 +16,9 @@ from conform.cli import options as shared
 @click.option("--lf", "last_failed", is_flag=True, help="Only the trials of the last run that were not as expected.")
 @click.option("--stack", default="linux", metavar="NAME", help="The stack's name, or its description's file.  [linux]")
 @shared.ip
-@click.option("--link", type=click.Choice(["auto", "tun", "veth"]), default="auto", help="What carries the packets.  [auto]")
+@click.option(
+    "--link", type=click.Choice(["auto", "tun", "veth"]), default="auto", help="What carries the packets.  [auto]"
+)
 @click.option(
     "--agent",
     type=click.Choice(["auto", "inline", "process"]),
@@ -29,7 +31,9 @@ from conform.cli import options as shared
     default="all",
     help="Failures of which levels are unexpected: must; must and should; all.  [all]",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Sequence numbers and ports follow from it.  [0]")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Sequence numbers and ports follow from it.  [0]"
+)
 @click.option("--repeat", type=click.IntRange(1, 100_000), default=1, metavar="N", help="Run each trial N times.")
 @click.option(
     "--retry",
@@ -38,12 +42,19 @@ from conform.cli import options as shared
     metavar="N",
     help="Run what was unexpected up to N times more. What then passes is flaky: told apart, but no pass.",
 )
-@click.option("--timeout", type=click.FloatRange(1, 3600), default=180.0, metavar="SECONDS", help="For one trial.  [180]")
-@click.option("--pcap", type=click.Choice(["failed", "all", "none"]), default="failed", help="Whose captures to keep.  [failed]")
+@click.option(
+    "--timeout", type=click.FloatRange(1, 3600), default=180.0, metavar="SECONDS", help="For one trial.  [180]"
+)
+@click.option(
+    "--pcap", type=click.Choice(["failed", "all", "none"]), default="failed", help="Whose captures to keep.  [failed]"
+)
 @click.option("-j", "jobs", type=click.IntRange(1, 64), metavar="N", help="Worker processes.  [one a core]")
 @click.option("-x", "stop_first", is_flag=True, help="Stop at the first unexpected result.")
 @click.option(
-    "--out", type=shared.PATH, metavar="DIR", help="Where to write; an earlier run there is replaced.  [reports/TIME-STACK]"
+    "--out",
+    type=shared.PATH,
+    metavar="DIR",
+    help="Where to write; an earlier run there is replaced.  [reports/TIME-STACK]",
 )
 def command(
     paths: tuple[Path, ...],

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ class Options:
 
     paths: tuple[Path, ...]
     stack: str = "linux"
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     last_failed: bool = False
     versions: tuple[int, ...] = (4, 6)
     link: preflight.LinkChoice = "auto"
@@ -136,7 +136,6 @@ def _run(
             selection=selection,
             seed=options.seed,
             repeat=options.repeat,
-            machine=machine.lacks_version(),
         )
     except (plan.PlanError, SelectionError) as error:
         complain(str(error))
@@ -198,8 +197,6 @@ def _selection(options: Options) -> Selection:
     if not options.last_failed:
         return options.selection
     own = options.out if options.out is not None and (options.out / NAME).is_file() else REPORTS / LATEST
-    from dataclasses import replace
-
     return replace(options.selection, only=unexpected(own))
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from conform.case.expr import ExpressionError, parse
 from conform.case.model import Case
+from conform.case.vocabulary import CAPABILITIES
 from conform.engine.trial import StackProfile, Trial
 from conform.run.select import Selection
 
@@ -51,6 +52,10 @@ class Stack(Protocol):
         """Why the stack cannot do what the case's settings ask for, or ``None``."""
         ...
 
+    def why(self, capability: str) -> str | None:
+        """Why the machine takes that capability away from the stack; ``None`` where it does not."""
+        ...
+
 
 @dataclass(slots=True)
 class Plan:
@@ -89,6 +94,11 @@ class Plan:
         return sorted(range(len(self)), key=lambda index: -waits[index % many])
 
 
+def trial_id(case: str, row: str, version: int) -> str:
+    """The id of a trial: readable, stable, unique in a run."""
+    return f"{case}.{row}.v{version}" if row else f"{case}.v{version}"
+
+
 def requirements(document: Mapping[str, Any]) -> list[str]:
     """The ids of all requirements that a resolved case names, in order, each once."""
     found: dict[str, None] = {}
@@ -119,16 +129,14 @@ def build(
     selection: Selection | None = None,
     seed: int = 0,
     repeat: int = 1,
-    machine: Mapping[int, str] | None = None,
 ) -> Plan:
     """The trials of *cases* on *stack* that are meant by *selection*.
 
-    *levels* maps requirement ids to their level in the catalogue. *machine* maps an IP version that this machine
-    cannot do to why. Raises :class:`PlanError`, and SelectionError for a selection that cannot be understood.
+    *levels* maps requirement ids to their level in the catalogue. Raises :class:`PlanError`, and SelectionError for a
+    selection that cannot be understood.
     """
     selection = selection or Selection()
     meant = selection.trials()
-    lacking = machine or {}
     trials: list[Trial] = []
     everything: list[str] = []
     seen: dict[str, str] = {}
@@ -143,7 +151,7 @@ def build(
             for version in versions:
                 if row.case.ip not in (version, "both"):
                     continue
-                name = f"{loaded.case_id}{'.' if row.id else ''}{row.id}.v{version}"
+                name = trial_id(loaded.case_id, row.id, version)
                 file = str(loaded.path)
                 if name.lower() in seen:
                     raise PlanError(f"{file} and {seen[name.lower()]} both give the trial {name}")
@@ -163,7 +171,7 @@ def build(
                         levels=own,
                         stack=stack.profile,
                         seed=seed,
-                        not_applicable=reason or _version_lacks(version, stack.profile, lacking),
+                        not_applicable=reason or _version_lacks(version, stack),
                     )
                 )
     return Plan(trials, repeat, len(everything), everything)
@@ -173,10 +181,8 @@ def not_applicable(case: Case, stack: Stack) -> str | None:
     """Why *case* has nothing to say of *stack*, whatever the IP version; ``None`` when it has."""
     lacking = [need for need in needs(case) if need not in stack.profile.capabilities]
     if lacking:
-        from conform.case.vocabulary import CAPABILITIES
-
-        words = ", ".join(f"{need} ({CAPABILITIES[need]})" for need in lacking)
-        return f"{stack.profile.name} lacks {words}"
+        reasons = [stack.why(need) or f"{stack.profile.name} cannot do that" for need in lacking]
+        return "; ".join(f"{need} ({CAPABILITIES[need]}): {why}" for need, why in zip(lacking, reasons, strict=True))
     return stack.lacks(case)
 
 
@@ -210,10 +216,10 @@ def _steps(steps: Iterable[Any]) -> Iterator[Any]:
             yield from _steps(repeat.steps)
 
 
-def _version_lacks(version: int, profile: StackProfile, machine: Mapping[int, str]) -> str | None:
-    if version not in profile.addresses or f"ipv{version}" not in profile.capabilities:
-        return f"{profile.name} has no IPv{version}"
-    return machine.get(version)
+def _version_lacks(version: int, stack: Stack) -> str | None:
+    if version in stack.profile.addresses and f"ipv{version}" in stack.profile.capabilities:
+        return None
+    return stack.why(f"ipv{version}") or f"{stack.profile.name} has no IPv{version}"
 
 
 def _waits(trial: Trial) -> float:
@@ -229,9 +235,7 @@ def _waits(trial: Trial) -> float:
         if isinstance(value, Mapping):
             total = 0.0
             for key, inner in value.items():
-                if key in ("for", "after"):
-                    total += seconds(inner)
-                elif key == "silence" and isinstance(inner, str):
+                if key in ("for", "after") or (key == "silence" and isinstance(inner, str)):
                     total += seconds(inner)
                 elif key == "between" and isinstance(inner, (list, tuple)) and inner:
                     total += seconds(inner[0])

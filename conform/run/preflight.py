@@ -49,10 +49,6 @@ class Machine:
         """Whether trials can be run."""
         return self.link is not None and all(finding.ok for finding in self.findings if finding.needed)
 
-    def lacks_version(self) -> dict[int, str]:
-        """The IP versions that cannot be had here, each with why."""
-        return {int(version): why for version, why in self.environment.get("lacking", {}).items()}
-
 
 def examine(link: LinkChoice = "auto") -> Machine:
     """Look at everything. Takes some 50 ms; never raises for what the machine lacks."""
@@ -192,25 +188,26 @@ def _privileges(environment: dict[str, Any]) -> tuple[bool, list[Finding]]:
 
 def _congestion(environment: dict[str, Any]) -> Finding:
     from conform.link import netns
+    from conform.stacks import linux
 
-    def read(name: str) -> str:
-        with contextlib.suppress(OSError):
-            return netns.read_sysctl(f"net.ipv4.{name}")
-        return ""
-
-    default = read("tcp_congestion_control")
-    available = read("tcp_available_congestion_control").split()
-    usable = []
-    with netns.Namespace.create().enter():
-        for name in available:
-            with contextlib.suppress(OSError):
-                netns.write_sysctl("net.ipv4.tcp_congestion_control", name)
-                usable.append(name)
-    environment["congestion_control"] = {"default": default, "allowed": usable}
-    text = f"new namespaces have {default}; {', '.join(usable) or 'none'} can be chosen"
-    if "reno" in usable:
+    space = netns.Namespace.create()
+    available = netns.read_sysctl("net.ipv4.tcp_available_congestion_control").split()
+    with space.enter():
+        default = netns.read_sysctl("net.ipv4.tcp_congestion_control")
+    allowed = sorted(linux.congestion_controls(space))
+    environment["lacking"] = linux.lacking(space)
+    space.close()
+    environment["congestion_control"] = {"default": default, "allowed": allowed}
+    text = f"new namespaces have {default}; {', '.join(allowed) or 'none'} can be chosen"
+    lacks = [name for name in ("reno", "cubic") if name in environment["lacking"]]
+    if not lacks:
         return Finding("congestion control", True, text)
-    return Finding("congestion control", False, f"{text}, not reno", "sudo modprobe tcp_reno")
+    # What is there may only have to be allowed; what is not there may be a module.
+    modules = " ".join(f"tcp_{name}" for name in lacks if name not in available)
+    wanted = " ".join(sorted({*allowed, *lacks}))
+    remedy = f"sudo modprobe -a {modules} && " if modules else ""
+    remedy += f"sudo sysctl -w net.ipv4.tcp_allowed_congestion_control='{wanted}'"
+    return Finding("congestion control", False, f"{text}; cases about {', '.join(lacks)} are not applicable", remedy)
 
 
 def _links(wanted: LinkChoice, environment: dict[str, Any]) -> tuple[str | None, list[Finding]]:
@@ -241,14 +238,11 @@ def _links(wanted: LinkChoice, environment: dict[str, Any]) -> tuple[str | None,
 def _check_fences(link: str, environment: dict[str, Any]) -> list[Finding]:
     found = _fences(link)
     environment["fences"] = {str(version): text or "ok" for version, text in found.items()}
-    environment["lacking"] = {}
     findings = []
     for version, text in found.items():
         if not text:
             continue
         no_ipv6 = version == 6 and not os.path.exists("/proc/net/if_inet6")
-        if no_ipv6:
-            environment["lacking"]["6"] = "this kernel has no IPv6"
         remedy = "boot without ipv6.disable=1" if no_ipv6 else ""
         findings.append(Finding("fences", False, f"IPv{version}: {text}", remedy, needed=not no_ipv6))
     if not findings:

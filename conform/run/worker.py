@@ -36,8 +36,8 @@ from conform.stacks.sockdiag import SockDiag
 
 #: How many trials are kept busy at once, and how many are live in all when most of them only wait.
 BUSY, LIVE = 8, 256
-#: A session that has nothing to do for so long only waits.
-_IDLE = 0.05
+#: A trial to which nothing happened for so long only waits.
+_IDLE = 0.03
 #: The loop's own work in one turn beyond which no trial is added.
 _SLOW_TURN = 0.02
 #: How long the loop looks at most while trials run: the precision with which a TUN's packets are timed.
@@ -70,12 +70,6 @@ class Agent(Protocol):
 
     def request(self, id: int, request: dict[str, Any]) -> None: ...
     def close(self) -> None: ...
-
-
-class Prepared(Protocol):
-    """A trial's namespace as its stack's description wants it: its link and the settings are done."""
-
-    port: Port
 
 
 class Adapter(Protocol):
@@ -113,8 +107,8 @@ class Host:
     def __init__(self, worker: Worker, job: Job) -> None:
         self.job = job
         self.trial = worker.plan.trial(job.index)
-        self.busy = True
-        self.begun = time.monotonic()
+        self.busy = True  # whether something happened of late, as against only waiting
+        self.begun = self.active = time.monotonic()
         self.records: list[tuple[float, bytes, str, int]] | None = None if worker.settings.pcap == "none" else []
         self.crashed: str | None = None
         self._worker = worker
@@ -261,19 +255,17 @@ class Host:
         if self.finished:
             self._worker.ended(self)
             return
+        self.active = self._loop.now
+        if not self.busy:
+            self.busy = True
+            self._worker.busy += 1
         deadline = session.deadline()
-        if deadline is None:
-            busy = True
-        else:
+        if deadline is not None:
             when = self._zero + deadline
             if self._timer is None or self._timer.when > when:
                 if self._timer is not None:
                     self._timer.cancel()
                 self._timer = self._loop.call_at(when, self._due)
-            busy = not session.waiting or when - self._loop.now < _IDLE
-        if busy is not self.busy:
-            self.busy = busy
-            self._worker.busy += 1 if busy else -1
 
     def _due(self) -> None:
         # The timer is not moved when the deadline is: most deadlines are met, and a heap of dead timers costs memory.
@@ -355,8 +347,8 @@ def comments(records: list[tuple[float, bytes, str, int]], transcript: list[dict
             case "injected":
                 out.append(f"{injected.get(reference, '?')}: sent")
             case "arrived" if reference < len(arrivals):
-                entry = arrivals[reference]
-                out.append(said.get(entry, f"during {during[entry]}"))
+                arrival = arrivals[reference]
+                out.append(said.get(arrival, f"during {during[arrival]}"))
             case "arrived":
                 out.append("after the verdict")
             case "fence":
@@ -396,7 +388,7 @@ class Worker:
         self._fences: dict[tuple[int, tuple[str, str]], codec.Fence] = {}
         self._quit = False
         self._pace = 0.0
-        self._swept = 0.0
+        self._swept = self._glanced = 0.0
         self._most = min(LIVE, max(4, (kernel.raise_descriptor_limit() - 64) // 12))
         # The clock of captures is the machine's, that of all else is monotonic.
         self._epoch = time.time() - time.monotonic()
@@ -410,6 +402,8 @@ class Worker:
             for host in self._ended:
                 self._finish(host)
             self._ended.clear()
+            if self.loop.now - self._glanced > _IDLE / 3:
+                self._glance()
             self._admit()
             if self.channel.behind:
                 self.channel.flush()
@@ -478,6 +472,14 @@ class Worker:
             host.crash()
         if host.finished:
             self.ended(host)
+
+    def _glance(self) -> None:
+        """Which trials only wait now: they make room for others."""
+        self._glanced = self.loop.now
+        for host in self._live.values():
+            if host.busy and self.loop.now - host.active > _IDLE:
+                host.busy = False
+                self.busy -= 1
 
     def _sweep(self) -> None:
         """What is not urgent: time limits, zombies, progress, the warden's list."""

@@ -76,17 +76,18 @@ def test_an_empty_file_has_no_deviations(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: b\n", "linux.yaml:1:1: expected a list of deviations\n  a: b\n  ^"),
+        ("a: b\n", "linux.yaml:1:1: expected a list of deviations\n    1 | a: b\n      | ^"),
         ("- a\n", "linux.yaml:1:3: expected a deviation"),
-        (GOOD.replace("reason: because", "raeson: because"), "linux.yaml:11:3: unknown key 'raeson', did you mean 'reason'?"),
+        (GOOD.replace("reason: because", "raeson: because"), "linux.yaml:11:3: unknown key 'raeson'; a deviation has"),
+        (GOOD.replace("reason: because", "raeson: because"), "did you mean 'reason'?"),
         (GOOD.replace("  message: nothing came\n", ""), "linux.yaml:8:3: message is missing"),
         (GOOD.replace("reason: because", "reason:"), "linux.yaml:11:10: reason is a text"),
         (GOOD.replace("reason: because", "reason: [a]"), "linux.yaml:11:11: reason is a text"),
         (GOOD.replace("rfc: RFC 5961", "reason: again"), "linux.yaml:12:3: reason is said twice"),
-        (GOOD.replace("\n    - reset/a.v?\n    - reset/b.*", " []"), "linux.yaml:8:11: trials names at least one trial"),
+        (GOOD.replace("\n    - reset/a.v?\n    - reset/b.*", " []"), "linux.yaml:8:11: trials names at least one"),
         (GOOD.replace("- reset/a.v?", "- {}"), "linux.yaml:9:7: trials is a glob"),
         ("- [\n", "linux.yaml:2:1: "),
-        (b"\xff\xfe", "linux.yaml:1:1: the file is not UTF-8"),
+        (b"\xff\xfe", "linux.yaml: the file is not UTF-8"),
         ("- \x01", "not YAML"),
     ],
 )  # fmt: skip

@@ -1,0 +1,47 @@
+"""What the verbs print, and the reports that they write."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from conform.run import events
+
+
+def say(text: str) -> None:
+    """Tell what was found."""
+    click.echo(text)
+
+
+def complain(text: str) -> None:
+    """Tell what is wrong."""
+    click.echo(text, err=True)
+
+
+def console() -> events.Reporter:
+    """The reporter for this terminal, or for what is none."""
+    return _plain
+
+
+def _plain(event: events.Event) -> None:
+    match event:
+        case events.RunStarted():
+            click.echo(f"{event.total} trials")
+        case events.TrialFinished(expected=False):
+            line = event.line
+            click.echo(f"{event.result}: {event.id}")
+            click.echo(f"  {line['verdict']['reason'] or line['verdict']['failure']['summary']}")
+        case events.Notice():
+            click.echo(event.text, err=True)
+        case events.RunEnded():
+            counts = ", ".join(f"{number} {result}" for result, number in event.end["counts"].items())
+            click.echo(f"{counts} in {event.duration:.1f} s")
+            if event.unfinished:
+                click.echo(f"{len(event.unfinished)} planned trials have no verdict", err=True)
+    sys.stdout.flush()
+
+
+def write(directory: Path) -> None:
+    """Write the reports of the run in *directory* beside its run file."""
