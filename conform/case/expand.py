@@ -19,6 +19,8 @@ MOST_ROWS = 4096
 MOST_NODES = 50_000
 _LONGEST_TEXT = 1 << 16
 _LONGEST_ID = 100
+#: So many variables may be needed for the value of one.
+_DEEPEST = 32
 
 _VARIABLE = re.compile(r"\$(\$?)\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(-[A-Za-z][A-Za-z0-9_]*)*\Z")
@@ -65,6 +67,7 @@ class _Expander:
         self.source = source
         self.root = root
         self.problems: list[Problem] = []
+        self.broken_templates: set[str] = set()
         self.templates = self._templates()
         self.used_templates: set[str] = set()
         self.used: set[str] = set()
@@ -88,11 +91,13 @@ class _Expander:
             self.fault(entry[0], "templates is a mapping of names to fields: templates: {NAME: {flags: A, …}}")
             return found
         for name, (key, value) in entry[1].entries.items():
+            self.broken_templates.add(name)
             if not _NAME.match(name):
                 self.fault(key, f"{name!r} is no name: letters, digits, '_', and '-' before a letter")
             elif not isinstance(value, Map):
                 self.fault(key, f"the template {name!r} is not a mapping of fields")
             else:
+                self.broken_templates.discard(name)
                 found[name] = (key, value)
         return found
 
@@ -107,6 +112,8 @@ class _Expander:
                 self.fault(chain[-1].entries["use"][0], "use names one template")
                 break
             if name not in self.templates:
+                if name in self.broken_templates:
+                    break
                 self.fault(value, f"there is no template {name!r}", did_you_mean(name, self.templates, few=8))
                 break
             self.used_templates.add(name)
@@ -186,6 +193,8 @@ class _Expander:
         if name in self.active:
             self.fault(node, f"the variables refer to each other in a circle: {' -> '.join([*self.active, name])}", "", offset, len(name) + 3)
             return None
+        if len(self.active) >= _DEEPEST:
+            raise _TooLarge
         self.active.append(name)
         value = self._resolve(entry[1])
         self.active.pop()
@@ -235,7 +244,7 @@ class _Expander:
         for name, (at, _) in matrix.entries.items():
             if name not in _MATRIX_KEYS:
                 self.fault(at, f"unknown key {name!r} in matrix", did_you_mean(name, _MATRIX_KEYS, few=8))
-        if not ("axes" in matrix.entries or "rows" in matrix.entries):
+        if not ("axes" in matrix.entries or "rows" in matrix.entries or len(self.problems) > before):
             self.fault(key, "a matrix has axes, rows or both")
         axes = self._axes(matrix)
         rows = self._listed_rows(matrix, axes)

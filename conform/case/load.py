@@ -31,6 +31,9 @@ SUFFIX = ".yaml"
 #: A directory of this name holds known deviations, not cases.
 NOT_CASES = "expectations"
 ROOT = "cases"
+#: Rows with problems after which the rest of a matrix is not looked at, and pydantic's errors of one row.
+_MOST_BAD_ROWS = 100
+_MOST_ERRORS = 500
 
 
 @dataclass(slots=True)
@@ -168,16 +171,25 @@ def load_source(source: Source) -> tuple[list[Row], list[Problem]]:
     if root is not None:
         expanded, more = expand(source, root)
         problems += more
-        early = bool(problems)
+        early = list(problems)
+        bad_rows = 0
         for one in expanded:
-            row, more = _load_row(source, one.id, one.root, early)
-            problems += more
+            row, more = _load_row(source, one.id, one.root, bool(early))
+            # What was found wrong as it was read is not found wrong again as what it was taken for.
+            problems += [p for p in more if not any(e.line == p.line and e.column <= p.column < e.column + e.length for e in early)]
             if row is not None:
                 rows.append(row)
+            bad_rows += bool(more)
+            if bad_rows >= _MOST_BAD_ROWS:
+                break
     first: dict[tuple[int, int], Problem] = {}
     for problem in problems:
         first.setdefault((problem.line, problem.column), problem)
-    return rows, sorted(first.values(), key=lambda p: (p.line, p.column))
+    told = sorted(first.values(), key=lambda p: (p.line, p.column))
+    if len(told) > located.MOST_PROBLEMS:
+        left = len(told) - located.MOST_PROBLEMS
+        told = [*told[: located.MOST_PROBLEMS], Problem(source.file, 0, 0, f"{left:,} more problems are not shown")]
+    return rows, told
 
 
 # Located nodes to plain data -----------------------------------------------------------------------------------------
@@ -218,12 +230,12 @@ def _load_row(source: Source, row_id: str, root: Map, early: bool) -> tuple[Row 
     if problems:
         return None, problems
     document = _holder(root)
-    problems += _recipe(source, root, document)
+    problems += _recipe(source, root, document, row_id)
     try:
         case = Case.model_validate(document, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += translate(source, root, error.errors(include_url=False), early)
-        problems += [p for p in _catalogue_problems(source, root)]
+        problems += translate(source, root, error.errors(include_url=False)[:_MOST_ERRORS], early)
+        problems += _catalogue_problems(source, root)
         return None, problems
     problems += _catalogue_problems(source, root)
     if not problems and not early:
@@ -243,7 +255,7 @@ def _places(root: Map) -> Iterator[Scalar]:
             pending += node.items
 
 
-def _recipe(source: Source, root: Map, document: dict[str, Any]) -> list[Problem]:
+def _recipe(source: Source, root: Map, document: dict[str, Any], row_id: str) -> list[Problem]:
     written = document.get("given", "CLOSED")
     try:
         given = Given.model_validate({"state": written} if isinstance(written, str) else written, by_alias=True, by_name=False)
@@ -255,15 +267,13 @@ def _recipe(source: Source, root: Map, document: dict[str, Any]) -> list[Problem
         document["recipe"] = recipe(given, document, place)
     except NoRecipe as error:
         at = node.entries[error.key][1] if isinstance(node, Map) and error.key in node.entries else node
-        return [source.problem(at, str(error))]
+        return [source.problem(at, f"{error} (row {row_id})" if row_id else str(error))]
     return []
 
 
 def _fault(source: Source, root: Map, fault: flow.Fault) -> Problem:
     where = _locate(root, fault.loc)
-    node = where.node
-    if fault.at_key or (isinstance(node, (Map, Seq)) and where.key is not None):
-        node = where.key or node
+    node = where.key if fault.at_key and where.key is not None else where.at
     return source.problem(node, fault.message, fault.hint, fault.offset, fault.length)
 
 
@@ -296,6 +306,17 @@ class _Where:
     rest: tuple[int | str, ...]
     models: frozenset[type[BaseModel]]
     trail: tuple[str, ...]
+    parent: Node | None = None
+
+    @property
+    def at(self) -> Node:
+        """Where a caret for the whole node stands: under the key of a mapping or a list, else under its first key."""
+        node = self.node
+        if isinstance(node, Scalar):
+            return node
+        if self.key is not None:
+            return self.key
+        return next(iter(node.entries.values()))[0] if isinstance(node, Map) and node.entries else node
 
 
 @cache
@@ -324,6 +345,7 @@ def _below(of: type[BaseModel], key: str) -> frozenset[type[BaseModel]]:
 def _locate(root: Map, loc: Iterable[int | str]) -> _Where:
     """Where pydantic's *loc* leads: what is no key and no index there is the tag of a union and is passed over."""
     node: Node = root
+    parent: Node | None = None
     key: Scalar | None = None
     models: frozenset[type[BaseModel]] = frozenset({Case})
     trail: tuple[str, ...] = ()
@@ -340,17 +362,18 @@ def _locate(root: Map, loc: Iterable[int | str]) -> _Where:
             below = models
         if isinstance(node, Map) and isinstance(part, str) and part in node.entries:
             if parts[index + 1 : index + 2] == ["[key]"]:
-                return _Where(node.entries[part][0], node.entries[part][0], (), models, trail)
+                return _Where(node.entries[part][0], node.entries[part][0], (), models, trail, node)
+            parent = node
             key, node = node.entries[part]
             trail += (part,)
             models = below
         elif isinstance(node, Seq) and isinstance(part, int) and part < len(node.items):
-            node = node.items[part]
+            parent, key, node = node, None, node.items[part]
         elif isinstance(part, str) and part in {k for m in models for k in _fields(m)}:
             rest.append(part)
             if not isinstance(node, Map) and index + 1 < len(parts):
                 models = below  # the shorthand stands for the mapping
-    return _Where(node, key, tuple(rest), models, trail)
+    return _Where(node, key, tuple(rest), models, trail, parent)
 
 
 _RANGE = {"greater_than_equal": "ge", "less_than_equal": "le", "greater_than": "gt", "less_than": "lt"}
@@ -439,7 +462,7 @@ def _one_node(source: Source, root: Map, group: list[tuple[ErrorDetails, _Where]
         own = [pair for pair in group if pair[0]["type"] not in _OTHER_BRANCH]
         group = own or group
     error, where = group[0]
-    at: Node = where.key if where.key is not None and isinstance(node, (Map, Seq)) else node
+    at = where.at
     custom = next((e for e, _ in group if e["type"] == "conform"), None)
     if custom is not None:
         if early and isinstance(node, Map):
@@ -456,23 +479,22 @@ def _unknown_key(source: Source, where: _Where) -> Problem:
     assert key is not None
     # The models are those of the mapping that holds the key: an unknown key leads nowhere.
     known = list(dict.fromkeys(k for m in where.models for k in _fields(m)))
-    inner = _Where(where.node, None, (), where.models, where.trail[:-1])
+    assert where.parent is not None
+    inner = _Where(where.parent, None, (), where.models, where.trail[:-1])
     context = _context(inner)
     if context == "a step" and key.text in STEP_KINDS:
         has = next(kind for kind, m in STEP_KINDS.items() if m in where.models)
         return source.problem(key, f"a step does one thing, and this has both {has!r} and {key.text!r}", "begin a step of its own: '- '")
     if where.trail[-2:-1] and where.trail[-2] in ("send", "expect", "call", "start"):
         known.append("use")
-    return source.problem(key, f"unknown key {key.text[:60]!r} in {context}", did_you_mean(key.text, known, few=12))
+    return source.problem(key, f"unknown key {key.text[:60]!r} in {context}", did_you_mean(key.text, known, few=24))
 
 
 def _missing(source: Source, where: _Where, names: list[str]) -> Problem:
-    at: Node = where.key if where.key is not None and isinstance(where.node, (Map, Seq)) else where.node
+    at = where.at
     if names[-1].isdigit():
         return source.problem(at, f"{where.trail[-1]}: expected a list of {int(names[-1]) + 1}, found {_length(where.node)} in it")
     listed = " and ".join(repr(name) for name in names)
-    if isinstance(at, Map):
-        at = next(iter(at.entries.values()))[0] if at.entries else at
     return source.problem(at, f"{_context(where)} lacks {listed}")
 
 

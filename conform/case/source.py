@@ -20,6 +20,9 @@ import yaml
 
 LARGEST = 1 << 20
 DEEPEST = 24
+#: More values than this are no case, and more problems than this in one file are not worth telling.
+MOST_VALUES = 50_000
+MOST_PROBLEMS = 100
 _LONGEST_NUMBER = 20
 _CLIP = 140
 
@@ -290,7 +293,7 @@ def _build(source: Source, problems: list[Problem]) -> Node:
     # An open collection is [node, the key that waits for its value]. Events come lazily, so that a refusal ends it.
     stack: list[tuple[Map | Seq, list[Scalar | None]]] = []
     root: Node | None = None
-    documents = 0
+    documents = values = 0
     refuse = source.at
     for event in yaml.parse(source.text, Loader=yaml.CSafeLoader):
         kind = type(event)
@@ -315,6 +318,11 @@ def _build(source: Source, problems: list[Problem]) -> Node:
             raise _Refused(refuse(line, column, f"anchors (&{event.anchor[:40]}) are not part of the format", len(event.anchor) + 1, hint))
         if event.tag is not None:
             raise _Refused(refuse(line, column, f"tags ({_tag(event.tag)}) are not part of the format", hint="leave the tag out"))
+        values += 1
+        if values > MOST_VALUES:
+            raise _Refused(refuse(line, column, f"a case has at most {MOST_VALUES:,} keys and values"))
+        if len(problems) >= MOST_PROBLEMS:
+            raise _Refused(refuse(line, column, "so much is wrong before this that reading stops here"))
         top, waiting = stack[-1] if stack else (None, [None])
         node: Node
         if kind is yaml.ScalarEvent:

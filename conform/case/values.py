@@ -83,10 +83,15 @@ def _parse_match(value: Any) -> Match:
             raise bad("expected an expression, a comparison, any, absent, or {as: NAME} to keep the value")
         return Match(f"{{as: {value['as']}}}", "capture", capture=value["as"])
     text = _expression_text(value, "an expression, a comparison such as '>= 1', a range such as 1..5, or any")
+    if text.strip()[:2] in ("=>", "=<"):
+        raise bad(f"{text.strip()[:2]!r} is no comparison: write {text.strip()[1]}=", len(text) - len(text.lstrip()))
     try:
-        return parse_match(text)
+        match = parse_match(text)
     except ExpressionError as error:
         raise bad(f"in {text!r}: {error}", error.offset) from None
+    if any(expr.kind == "duration" for expr in match.exprs):
+        raise bad(f"{text!r} is a duration, and a number is wanted here", 0)
+    return match
 
 
 _EXPR_SCHEMA = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
