@@ -1,7 +1,7 @@
 """Templates and the matrix: one located case to its rows, each complete, each node where it was written.
 
-``${name}`` alone stands for the value, with its type; inside a longer text it is put in as text; as an item of a list it
-puts in each item of a list. ``$${name}`` is the text ``${name}``. A null makes its key unsaid.
+``${name}`` alone stands for the value, with its type; inside a longer text it is put in as text; as an item of a
+list it puts in each item of a list. ``$${name}`` is the text ``${name}``. A null makes its key unsaid.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Row:
     at: Node | None = None
 
 
-class _TooLarge(Exception):
+class _TooLargeError(Exception):
     pass
 
 
@@ -136,24 +136,24 @@ class _Expander:
         if isinstance(node, Scalar):
             answer = not (isinstance(node.value, str) and "${" in node.value)
         elif isinstance(node, Seq):
-            answer = all([self._is_static(item) for item in node.items])
+            answer = False not in [self._is_static(item) for item in node.items]
         else:
-            answer = all(
-                [
-                    self._is_static(value) and not (isinstance(value, Scalar) and value.value is None)
-                    and not (key in USERS and isinstance(value, Map) and "use" in value.entries)
-                    for key, (_, value) in node.entries.items()
-                ]
-            )  # fmt: skip
+            # All are asked, not only those up to the first that is not: what is asked here is known later.
+            answer = False not in [self._is_static_entry(key, value) for key, (_, value) in node.entries.items()]
         self.static[id(node)] = answer
         return answer
+
+    def _is_static_entry(self, key: str, value: Node) -> bool:
+        unsaid = isinstance(value, Scalar) and value.value is None
+        uses = key in USERS and isinstance(value, Map) and "use" in value.entries
+        return self._is_static(value) and not unsaid and not uses
 
     def _resolve(self, node: Node) -> Node:
         if self.static.get(id(node)):
             return node
         self.count += 1
         if self.count > MOST_NODES:
-            raise _TooLarge
+            raise _TooLargeError
         if isinstance(node, Scalar):
             return self._text(node) if isinstance(node.value, str) and "${" in node.value else node
         if isinstance(node, Seq):
@@ -182,19 +182,31 @@ class _Expander:
         entry = self.row.values.get(name)
         if entry is None:
             if not self.known:
-                message, hint = f"${{{name}}} is a matrix's variable, and the case has no matrix", "write $${…} for the text itself"
+                message, hint = (
+                    f"${{{name}}} is a matrix's variable, and the case has no matrix",
+                    "write $${…} for the text itself",
+                )
             elif name in self.known:
                 at = f" (line {self.row.at.line})" if self.row.at is not None else ""
-                message, hint = f"${{{name}}} has no value in the row {self.row.id!r}{at}", f"add {name} to that row, null if there is none"
+                message, hint = (
+                    f"${{{name}}} has no value in the row {self.row.id!r}{at}",
+                    f"add {name} to that row, null if there is none",
+                )
             else:
                 message, hint = f"${{{name}}} is not a variable of the matrix", did_you_mean(name, self.known, few=8)
             self.fault(node, message, hint, offset, len(name) + 3)
             return None
         if name in self.active:
-            self.fault(node, f"the variables refer to each other in a circle: {' -> '.join([*self.active, name])}", "", offset, len(name) + 3)
+            self.fault(
+                node,
+                f"the variables refer to each other in a circle: {' -> '.join([*self.active, name])}",
+                "",
+                offset,
+                len(name) + 3,
+            )
             return None
         if len(self.active) >= _DEEPEST:
-            raise _TooLarge
+            raise _TooLargeError
         self.active.append(name)
         value = self._resolve(entry[1])
         self.active.pop()
@@ -220,12 +232,14 @@ class _Expander:
                 continue
             if not isinstance(value, Scalar) or value.value is None:
                 what = "nothing" if isinstance(value, Scalar) else "a list" if isinstance(value, Seq) else "a mapping"
-                self.fault(node, f"${{{name}}} is {what} and cannot stand inside a text", "", match.start(), len(name) + 3)
+                self.fault(
+                    node, f"${{{name}}} is {what} and cannot stand inside a text", "", match.start(), len(name) + 3
+                )
                 continue
             parts.append(value.value if isinstance(value.value, str) else value.text)
             length += len(parts[-1])
             if length > _LONGEST_TEXT:
-                raise _TooLarge
+                raise _TooLargeError
         whole = "".join(parts) + text[end:]
         # The new text is nowhere in the file, so that a caret can only stand under the whole.
         return Scalar(whole, whole, node.line, node.column, node.width, node.inset)
@@ -274,7 +288,9 @@ class _Expander:
             scalars = [item for item in values.items if isinstance(item, Scalar)]
             for item in values.items:
                 if not isinstance(item, Scalar):
-                    self.fault(item, f"a value of the axis {name!r} is a single value", "rows can hold lists and mappings")
+                    self.fault(
+                        item, f"a value of the axis {name!r} is a single value", "rows can hold lists and mappings"
+                    )
             seen: dict[tuple[type, object], Scalar] = {}
             for item in scalars:
                 if not self._is_static(item):
@@ -286,7 +302,9 @@ class _Expander:
 
     def _is_variable(self, key: Scalar) -> bool:
         if not _NAME.match(key.text) or key.text == "id":
-            self.fault(key, f"{key.text[:40]!r} cannot be a variable: a name is letters, digits, '_', and '-' before a letter")
+            self.fault(
+                key, f"{key.text[:40]!r} cannot be a variable: a name is letters, digits, '_', and '-' before a letter"
+            )
             return False
         self.known.setdefault(key.text, key)
         return True
@@ -370,16 +388,26 @@ class _Expander:
         for row in rows:
             at = row.at or key
             if len(row.id) > _LONGEST_ID:
-                self.fault(at, f"the row's id is longer than {_LONGEST_ID} characters: {row.id[:40]}…", "give it an id: NAME")
+                self.fault(
+                    at, f"the row's id is longer than {_LONGEST_ID} characters: {row.id[:40]}…", "give it an id: NAME"
+                )
             elif seen.setdefault(row.id.lower(), row.id) != row.id:
-                self.fault(at, f"the ids {seen[row.id.lower()]!r} and {row.id!r} differ only in case", "give the row an id: NAME")
+                self.fault(
+                    at,
+                    f"the ids {seen[row.id.lower()]!r} and {row.id!r} differ only in case",
+                    "give the row an id: NAME",
+                )
             elif seen[row.id.lower()] is not row.id:
                 self.fault(at, f"two rows have the id {row.id!r}", "give each an id of its own: id: NAME")
 
     # Together --------------------------------------------------------------------------------------------------------
     def expand(self) -> list[Expanded]:
         rows = self.rows()
-        body = Map({k: e for k, e in self.root.entries.items() if k not in ("matrix", "templates")}, self.root.line, self.root.column)
+        body = Map(
+            {k: e for k, e in self.root.entries.items() if k not in ("matrix", "templates")},
+            self.root.line,
+            self.root.column,
+        )
         body = self._with_then(body, rows)
         # Known by id(), so only of nodes that live as long as this does.
         self._is_static(body)
@@ -393,7 +421,7 @@ class _Expander:
             self.row, self.cache, self.active, self.count = row, {}, [], 0
             try:
                 root = self._resolve(body)
-            except _TooLarge:
+            except _TooLargeError:
                 self.fault(row.at or self.root, "the case grows too large by its templates and variables")
                 break
             assert isinstance(root, Map)
@@ -404,7 +432,11 @@ class _Expander:
                     self.fault(key, f"the template {name!r} is never used")
             for name, key in self.known.items():
                 if name not in self.used:
-                    self.fault(key, f"the variable {name!r} is never used", f'it stands for its value where you write "${{{name}}}"')
+                    self.fault(
+                        key,
+                        f"the variable {name!r} is never used",
+                        f'it stands for its value where you write "${{{name}}}"',
+                    )
         return expanded
 
     def _with_then(self, body: Map, rows: list[_Row]) -> Map:
@@ -436,7 +468,9 @@ class _Expander:
         while pending:
             node = pending.pop()
             if isinstance(node, Scalar):
-                if isinstance(node.value, str) and any(m[2].strip() == "then" and not m[1] for m in _VARIABLE.finditer(node.value)):
+                if isinstance(node.value, str) and any(
+                    m[2].strip() == "then" and not m[1] for m in _VARIABLE.finditer(node.value)
+                ):
                     return True
             elif isinstance(node, Seq):
                 pending += node.items

@@ -67,7 +67,7 @@ class Expr:
     @property
     def is_plain_number(self) -> bool:
         """Whether this is a number alone: relative to an ISN where a sequence number is wanted."""
-        return self._node[0] == "number"
+        return bool(self._node[0] == "number")
 
 
 def _evaluate(node: Any, resolve: Callable[[str], float]) -> float:
@@ -159,7 +159,8 @@ class _Parser:
                 return node, kind
             if group == "number":
                 self.advance()
-                return ("number", float(text) if "." in text else int(text, 0 if text[:2].lower() == "0x" else 10)), "number"
+                base = 16 if text[:2].lower() == "0x" else 10
+                return ("number", float(text) if "." in text else int(text, base)), "number"
             if group == "duration":
                 self.advance()
                 unit = next(u for u in ("us", "ms", "min", "s") if text.endswith(u))
@@ -231,7 +232,7 @@ def parse_match(text: str) -> Match:
         return Match(text, "!=", parse(stripped[4:], lead + 4))
     for op in ("<=", ">=", "<", ">", "=="):
         if stripped.startswith(op):
-            return Match(text, op, parse(stripped[len(op) :], lead + len(op)))  # type: ignore[arg-type]
+            return Match(text, op, parse(stripped[len(op) :], lead + len(op)))
     if ".." in text:
         low, _, high = text.partition("..")
         return Match(text, "range", parse(low), parse(high, len(low) + 2))

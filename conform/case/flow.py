@@ -130,7 +130,9 @@ class _Walk:
         self.in_recipe = False
         self.in_gap = False
 
-    def fault(self, loc: Loc, message: str, hint: str = "", offset: int | None = None, length: int = 1, at_key: bool = False) -> None:
+    def fault(
+        self, loc: Loc, message: str, hint: str = "", offset: int | None = None, length: int = 1, at_key: bool = False
+    ) -> None:
         if not self.in_recipe:
             self.faults.append(Fault(loc, message, hint, offset, length, at_key))
 
@@ -144,7 +146,12 @@ class _Walk:
         for name, begun in world.begun.items():
             if not begun.in_recipe:
                 why = world.partial.get(f"finish {name}", "")
-                self.fault(begun.loc, f"the call {name} is begun here and never finished{why}", f"finish: {{{name}: ok}}", at_key=True)
+                self.fault(
+                    begun.loc,
+                    f"the call {name} is begun here and never finished{why}",
+                    f"finish: {{{name}: ok}}",
+                    at_key=True,
+                )
 
     # The case as a whole ---------------------------------------------------------------------------------------------
     def _case(self) -> None:
@@ -157,9 +164,15 @@ class _Walk:
         ports: dict[int, str] = {}
         for name, spec in case.connections.items():
             if name in (m.LISTENER, "probe", "timer", "previous"):
-                self.fault(("connections", name), f"{name!r} cannot be a connection's name: it has a meaning of its own", at_key=True)
+                self.fault(
+                    ("connections", name),
+                    f"{name!r} cannot be a connection's name: it has a meaning of its own",
+                    at_key=True,
+                )
             if spec.port is not None and ports.setdefault(spec.port, name) != name:
-                self.fault(("connections", name, "port"), f"{name} and {ports[spec.port]} have the same port of the tester")
+                self.fault(
+                    ("connections", name, "port"), f"{name} and {ports[spec.port]} have the same port of the tester"
+                )
 
     # Names -----------------------------------------------------------------------------------------------------------
     def _defines(self, world: _World, name: str, loc: Loc, kind: str, line: int) -> bool:
@@ -178,7 +191,11 @@ class _Walk:
     def _connection(self, name: str, loc: Loc) -> None:
         if name not in self.connections:
             hint = did_you_mean(name, self.connections)
-            self.fault(loc, f"no SYN and no connect before this begins a connection {name!r}", hint or f"or declare it: connections: {{{name}: {{}}}}")
+            self.fault(
+                loc,
+                f"no SYN and no connect before this begins a connection {name!r}",
+                hint or f"or declare it: connections: {{{name}: {{}}}}",
+            )
 
     def _snapshot(self, world: _World, name: str, loc: Loc, of_stack: bool | None = None, of: str = "") -> None:
         if name in world.partial:
@@ -199,7 +216,7 @@ class _Walk:
 
     def _name(self, world: _World, name: str) -> tuple[str, str]:
         """What is wrong with *name* in an expression, and a hint."""
-        if name in VARIABLES or name in TIMERS or name in world.captures and name not in world.partial:
+        if name in VARIABLES or name in TIMERS or (name in world.captures and name not in world.partial):
             return "", ""
         if name == "previous":
             return ("", "") if self.in_gap else ("previous is the gap before, and only repeat's gap has one", "")
@@ -214,7 +231,9 @@ class _Walk:
             if rest in SNAPSHOT_FIELDS:
                 return "", ""
             what = f"a segment has no {rest!r}" if dot else f"{head!r} is a whole segment"
-            return f"{what}: ask for {', '.join(f'{head}.{f}' for f in SNAPSHOT_FIELDS)}", did_you_mean(rest, SNAPSHOT_FIELDS)
+            return f"{what}: ask for {', '.join(f'{head}.{f}' for f in SNAPSHOT_FIELDS)}", did_you_mean(
+                rest, SNAPSHOT_FIELDS
+            )
         if head in self.connections:
             if rest in VARIABLES:
                 return "", ""
@@ -288,16 +307,26 @@ class _Walk:
             world.partial.pop(name, None)
 
     def _send(self, spec: m.SendSpec, loc: Loc, world: _World, line: int) -> None:
-        if spec.flags is not None and spec.flags.bits & SYN and spec.conn not in (m.LISTENER, "probe", "timer", "previous"):
+        if (
+            spec.flags is not None
+            and spec.flags.bits & SYN
+            and spec.conn not in (m.LISTENER, "probe", "timer", "previous")
+        ):
             self.connections.add(spec.conn)  # a SYN begins a connection, which needs no declaration
         self._connection(spec.conn, (*loc, "conn"))
         self._all_expressions(world, spec, loc)
         if spec.again is not None:
             self._snapshot(world, spec.again, (*loc, "again"), False, "the tester sends again what it sent")
         if spec.icmp is not None:
-            self._snapshot(world, spec.icmp.quotes, (*loc, "icmp", "quotes"), True, "an ICMP error quotes what the stack sent")
+            self._snapshot(
+                world, spec.icmp.quotes, (*loc, "icmp", "quotes"), True, "an ICMP error quotes what the stack sent"
+            )
             if spec.icmp.type in _V4_ICMP and self.case.ip != 4:
-                self.fault((*loc, "icmp", "type"), f"only IPv4 has the ICMP error {spec.icmp.type}", "say ip: 4 at the top of the case")
+                self.fault(
+                    (*loc, "icmp", "type"),
+                    f"only IPv4 has the ICMP error {spec.icmp.type}",
+                    "say ip: 4 at the top of the case",
+                )
         self._ip_fields(spec.ip, (*loc, "ip"))
         self._named(spec.as_, loc, world, line, False)
 
@@ -308,7 +337,9 @@ class _Walk:
             self.fault((*loc, "flow"), "only IPv6 has a flow label", "say ip: 6 at the top of the case", at_key=True)
         for name in _V4_ONLY:
             if getattr(spec, name, None) is not None and self.case.ip != 4:
-                self.fault((*loc, name), f"only IPv4's header has {name}", "say ip: 4 at the top of the case", at_key=True)
+                self.fault(
+                    (*loc, name), f"only IPv4's header has {name}", "say ip: 4 at the top of the case", at_key=True
+                )
 
     def _expect(self, spec: m.ExpectSpec, loc: Loc, world: _World, line: int) -> None:
         self._connection(spec.conn, (*loc, "conn"))
@@ -318,7 +349,9 @@ class _Walk:
         if spec.from_ is not None:
             self._snapshot(world, spec.from_, (*loc, "from"))
             if spec.within is None and spec.after is None and spec.between is None:
-                self.fault((*loc, "from"), "from says where time begins, and this has no within, after or between", at_key=True)
+                self.fault(
+                    (*loc, "from"), "from says where time begins, and this has no within, after or between", at_key=True
+                )
         self._ip_fields(spec.ip, (*loc, "ip"))
         self._captured(spec, loc, world, line)
         self._named(spec.as_, loc, world, line, True)
@@ -353,7 +386,11 @@ class _Walk:
             else:
                 holder = next((name for name, p in world.processes.items() if on in p.open), None)
                 hint = f"the process {holder} has it: by: {holder}" if holder else did_you_mean(on, process.open, few=6)
-                self.fault(at, f"there is no descriptor {on!r}" + ("" if call.by == m.PROCESS else f" in the process {call.by}"), hint)
+                self.fault(
+                    at,
+                    f"there is no descriptor {on!r}" + ("" if call.by == m.PROCESS else f" in the process {call.by}"),
+                    hint,
+                )
             return False
         match call:
             case m.ConnectCall():
@@ -416,8 +453,17 @@ class _Walk:
         if name in world.begun:
             self.fault((*loc, "as"), f"a call {name} is under way, begun in line {world.begun[name].line}")
         if call.model_fields_set & {"returns", "error", "data", "signal", "msg_flags"}:
-            said = next(a for n, a in _aliases(type(call)) if n in call.model_fields_set & {"returns", "error", "data", "signal", "msg_flags"})
-            self.fault((*loc, said), "how a started call ends is said where it is finished", f"finish: {{{name}: {{{said}: …}}}}", at_key=True)
+            said = next(
+                a
+                for n, a in _aliases(type(call))
+                if n in call.model_fields_set & {"returns", "error", "data", "signal", "msg_flags"}
+            )
+            self.fault(
+                (*loc, said),
+                "how a started call ends is said where it is finished",
+                f"finish: {{{name}: {{{said}: …}}}}",
+                at_key=True,
+            )
         if self._call(call, loc, world):
             world.begun[name] = _Begun(call, loc, line, self.in_recipe)
             world.over.pop(name, None)
@@ -438,7 +484,12 @@ class _Walk:
             if name in world.over:
                 self.fault(loc, f"the call {name} is over since line {world.over[name]}", at_key=at_key)
             else:
-                self.fault(loc, f"no call {name!r} was begun before this", did_you_mean(name, world.begun, few=6), at_key=at_key)
+                self.fault(
+                    loc,
+                    f"no call {name!r} was begun before this",
+                    did_you_mean(name, world.begun, few=6),
+                    at_key=at_key,
+                )
         return begun
 
     def _finish(self, outcomes: dict[str, m.Outcome], loc: Loc, world: _World, line: int) -> None:
@@ -474,7 +525,9 @@ class _Walk:
             if not isinstance(value, dict) or not value or not set(value) <= {"address", "port"}:
                 self.fault(loc, f"{do} returns an address: returns: {{address: …, port: …}}")
         elif value != 0 or isinstance(value, bool):
-            self.fault(loc, f"{do} returns 0 or fails, so there is nothing to compare", "leave returns out, or name the error")
+            self.fault(
+                loc, f"{do} returns 0 or fails, so there is nothing to compare", "leave returns out, or name the error"
+            )
 
     def _comparison(self, value: Any, loc: Loc, world: _World, what: str) -> None:
         """*value*, compared with a number as a field of a segment is."""
@@ -538,7 +591,12 @@ class _Walk:
             seen.add(choice.name)
             if not isinstance(choice.steps[0], _FIRST_OF_BRANCH):
                 kind = _kind(choice.steps[0])
-                self.fault((*at, "steps", 0, kind), f"a branch begins with expect, silence, state, finish or blocked, by which it is chosen; this begins with {kind}", at_key=True)
+                self.fault(
+                    (*at, "steps", 0, kind),
+                    "a branch begins with expect, silence, state, finish or blocked, by which it is chosen; "
+                    f"this begins with {kind}",
+                    at_key=True,
+                )
             branch = world.copy()
             self.steps(choice.steps, (*at, "steps"), branch)
             after.append((choice.name, branch))
@@ -546,9 +604,14 @@ class _Walk:
 
     def _merge(self, world: _World, ways: list[tuple[str, _World]], line: int, what: str = "one_of") -> None:
         """Make *world* that after *ways*, one of which is taken."""
+
         def some(has: list[str]) -> str:
             where = f"the {what} in line {line}"
-            return f"{where} makes it only in {' and '.join(has)}" if what == "one_of" else f"{where} may pass over what makes it"
+            return (
+                f"{where} makes it only in {' and '.join(has)}"
+                if what == "one_of"
+                else f"{where} may pass over what makes it"
+            )
 
         partial = {name: why for _, way in ways for name, why in way.partial.items()}
         for attribute in ("snapshots", "captures"):
@@ -607,7 +670,11 @@ class _Walk:
     def _optional(self, steps: list[Any], loc: Loc, world: _World, line: int) -> None:
         if not isinstance(steps[0], m.ExpectStep):
             kind = _kind(steps[0])
-            self.fault((*loc, 0, kind), f"optional begins with expect, by which it is taken or passed over; this begins with {kind}", at_key=True)
+            self.fault(
+                (*loc, 0, kind),
+                f"optional begins with expect, by which it is taken or passed over; this begins with {kind}",
+                at_key=True,
+            )
         taken = world.copy()
         self.steps(steps, (*loc,), taken)
         self._merge(world, [("taken", taken), ("passed over", world.copy())], line, "optional")
@@ -615,7 +682,11 @@ class _Walk:
     def _repeat(self, spec: m.RepeatSpec, loc: Loc, world: _World, line: int) -> None:
         if spec.at_least is not None and spec.at_least < spec.times and not isinstance(spec.steps[0], m.ExpectStep):
             kind = _kind(spec.steps[0])
-            self.fault((*loc, "steps", 0, kind), f"with at-least, what is repeated begins with expect, by which it goes on; this begins with {kind}", at_key=True)
+            self.fault(
+                (*loc, "steps", 0, kind),
+                f"with at-least, what is repeated begins with expect, by which it goes on; this begins with {kind}",
+                at_key=True,
+            )
         inner = world.copy()
         self.steps(spec.steps, (*loc, "steps"), inner)
         if spec.times > 1:  # what is made or closed in one round is so in the next

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import types
 import typing
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ from conform.case import flow, model
 from conform.case import source as located
 from conform.case.expand import expand
 from conform.case.model import PLACE, STEP_KINDS, Case, Given
-from conform.case.recipes import NoRecipe, recipe
+from conform.case.recipes import NoRecipeError, recipe
 from conform.case.source import Map, Node, Problem, Scalar, Seq, Source, did_you_mean, plain
 from conform.requirements import catalogue
 
@@ -73,7 +72,7 @@ _PART = re.compile(r"[A-Za-z0-9_+-][A-Za-z0-9._+-]*\Z")
 
 
 def case_id(path: Path, root: Path | None = None) -> str:
-    """The id of the case in *path*: relative to its nearest directory named ``cases``, else to *root*, else its name."""
+    """The id of the case in *path*: its path below the nearest ``cases``, else below *root*, else its name."""
     parts = path.absolute().with_suffix("").parts
     if ROOT in parts[:-1]:
         last = len(parts) - 2 - parts[:-1][::-1].index(ROOT)
@@ -96,7 +95,11 @@ def _walk(top: Path, problems: list[Problem]) -> Iterator[Path]:
             if name.endswith(SUFFIX):
                 yield path
             elif name.endswith(".yml"):
-                problems.append(Problem(str(path), 0, 0, "the name of a case ends in .yaml, so this would be left out", hint="rename it"))
+                problems.append(
+                    Problem(
+                        str(path), 0, 0, "the name of a case ends in .yaml, so this would be left out", hint="rename it"
+                    )
+                )
 
 
 def _files(paths: Sequence[Path], problems: list[Problem]) -> Iterator[tuple[Path, Path | None]]:
@@ -111,7 +114,9 @@ def _files(paths: Sequence[Path], problems: list[Problem]) -> Iterator[tuple[Pat
                 yield file, path
         elif path.suffix != SUFFIX:
             there = os.path.lexists(path)
-            problems.append(Problem(str(path), 0, 0, "the name of a case ends in .yaml" if there else "there is no such file"))
+            problems.append(
+                Problem(str(path), 0, 0, "the name of a case ends in .yaml" if there else "there is no such file")
+            )
         elif not os.path.lexists(path):
             problems.append(Problem(str(path), 0, 0, "there is no such file"))
         else:
@@ -133,7 +138,14 @@ def load(paths: Sequence[Path]) -> Loaded:
         seen.add(real)
         name = case_id(path, root)
         if not all(_PART.match(part) for part in name.split("/")):
-            loaded.problems.append(Problem(str(path), 0, 0, f"the id of this case would be {name!r}: use only letters, digits and any of '._+-'"))
+            loaded.problems.append(
+                Problem(
+                    str(path),
+                    0,
+                    0,
+                    f"the id of this case would be {name!r}: use only letters, digits and any of '._+-'",
+                )
+            )
             continue
         other = ids.setdefault(name.lower(), (name, path))[1]
         if other is not path:
@@ -176,7 +188,11 @@ def load_source(source: Source) -> tuple[list[Row], list[Problem]]:
         for one in expanded:
             row, more = _load_row(source, one.id, one.root, bool(early))
             # What was found wrong as it was read is not found wrong again as what it was taken for.
-            problems += [p for p in more if not any(e.line == p.line and e.column <= p.column < e.column + e.length for e in early)]
+            problems += [
+                p
+                for p in more
+                if not any(e.line == p.line and e.column <= p.column < e.column + e.length for e in early)
+            ]
             if row is not None:
                 rows.append(row)
             bad_rows += bool(more)
@@ -258,14 +274,16 @@ def _places(root: Map) -> Iterator[Scalar]:
 def _recipe(source: Source, root: Map, document: dict[str, Any], row_id: str) -> list[Problem]:
     written = document.get("given", "CLOSED")
     try:
-        given = Given.model_validate({"state": written} if isinstance(written, str) else written, by_alias=True, by_name=False)
+        given = Given.model_validate(
+            {"state": written} if isinstance(written, str) else written, by_alias=True, by_name=False
+        )
     except ValidationError:
         return []  # the case's own validation says what is wrong
     key, node = root.entries.get("given", (None, root))
     place = (key.line, key.column) if key is not None else (root.line, root.column)
     try:
         document["recipe"] = recipe(given, document, place)
-    except NoRecipe as error:
+    except NoRecipeError as error:
         at = node.entries[error.key][1] if isinstance(node, Map) and error.key in node.entries else node
         return [source.problem(at, f"{error} (row {row_id})" if row_id else str(error))]
     return []
@@ -292,7 +310,11 @@ def _catalogue_problems(source: Source, root: Map) -> list[Problem]:
                     for item in value.items if isinstance(value, Seq) else [value]:
                         if isinstance(item, Scalar) and isinstance(item.value, str) and item.value not in known:
                             hint = did_you_mean(item.value, known)
-                            problems.append(source.problem(item, f"there is no requirement {item.value[:60]!r} in the catalogue", hint))
+                            problems.append(
+                                source.problem(
+                                    item, f"there is no requirement {item.value[:60]!r} in the catalogue", hint
+                                )
+                            )
                 elif not isinstance(value, Scalar):
                     pending.append(value)
     return problems
@@ -330,7 +352,7 @@ def _fields(of: type[BaseModel]) -> dict[str, Any]:
 
 
 def _models_in(annotation: Any) -> frozenset[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if isinstance(annotation, type) and not typing.get_args(annotation):
         return frozenset({annotation}) if issubclass(annotation, BaseModel) else frozenset()
     return frozenset().union(*(_models_in(a) for a in typing.get_args(annotation) if not isinstance(a, str)))
 
@@ -452,7 +474,7 @@ def _one_node(source: Source, root: Map, group: list[tuple[ErrorDetails, _Where]
     if "extra_forbidden" in kinds:
         return [_unknown_key(source, where)]
     missing = [(error, w) for error, w in group if error["type"] == "missing"]
-    if missing and (isinstance(node, Map) or len(missing) == len(group) or node is root):
+    if missing and (isinstance(node, Map) or len(missing) == len(group)):
         if early:
             return []
         names = list(dict.fromkeys(str(error["loc"][-1]) for error, _ in missing))
@@ -484,7 +506,9 @@ def _unknown_key(source: Source, where: _Where) -> Problem:
     context = _context(inner)
     if context == "a step" and key.text in STEP_KINDS:
         has = next(kind for kind, m in STEP_KINDS.items() if m in where.models)
-        return source.problem(key, f"a step does one thing, and this has both {has!r} and {key.text!r}", "begin a step of its own: '- '")
+        return source.problem(
+            key, f"a step does one thing, and this has both {has!r} and {key.text!r}", "begin a step of its own: '- '"
+        )
     if where.trail[-2:-1] and where.trail[-2] in ("send", "expect", "call", "start"):
         known.append("use")
     return source.problem(key, f"unknown key {key.text[:60]!r} in {context}", did_you_mean(key.text, known, few=24))
@@ -493,7 +517,9 @@ def _unknown_key(source: Source, where: _Where) -> Problem:
 def _missing(source: Source, where: _Where, names: list[str]) -> Problem:
     at = where.at
     if names[-1].isdigit():
-        return source.problem(at, f"{where.trail[-1]}: expected a list of {int(names[-1]) + 1}, found {_length(where.node)} in it")
+        return source.problem(
+            at, f"{where.trail[-1]}: expected a list of {int(names[-1]) + 1}, found {_length(where.node)} in it"
+        )
     listed = " and ".join(repr(name) for name in names)
     return source.problem(at, f"{_context(where)} lacks {listed}")
 
@@ -522,11 +548,19 @@ def _untagged(source: Source, where: _Where) -> Problem:
 
 def _bounds(loc: tuple[int | str, ...], where: _Where) -> str:
     """The range of the field at *loc*, from its model."""
-    name = next((part for part in reversed(loc) if isinstance(part, str) and any(part in _fields(m) for m in _parents(loc))), None)
+    name = next(
+        (part for part in reversed(loc) if isinstance(part, str) and any(part in _fields(m) for m in _parents(loc))),
+        None,
+    )
     for parent in _parents(loc):
         for field_name, info in parent.model_fields.items():
             if (info.alias or field_name) == name:
-                bounds = {b: getattr(m, b) for m in _metadata(info) for b in ("ge", "le", "gt", "lt") if getattr(m, b, None) is not None}
+                bounds = {
+                    b: getattr(m, b)
+                    for m in _metadata(info)
+                    for b in ("ge", "le", "gt", "lt")
+                    if getattr(m, b, None) is not None
+                }
                 low = bounds.get("ge")
                 high = bounds.get("le")
                 if low is not None and high is not None:
@@ -578,14 +612,28 @@ def _wrong_value(source: Source, where: _Where, at: Node, group: list[tuple[Erro
             hint = did_you_mean(node.value, [c for c in choices if isinstance(c, str)])
             known = ", ".join([*map(_shown, choices), *others])
             if len(choices) == 1:
-                return source.problem(at, f"{name}expected {' or '.join([_shown(choices[0]), *others])}, found {describe(node)}", hint)
+                return source.problem(
+                    at, f"{name}expected {' or '.join([_shown(choices[0]), *others])}, found {describe(node)}", hint
+                )
             if len(choices) <= 12:
                 return source.problem(at, f"{name}{node.value[:40]!r} is not one of {known}", hint)
-            return source.problem(at, f"{name}{node.value[:40]!r} is not known here", hint or f"known: {known}" if len(choices) <= 40 else hint)
-        expected = [*others, "one of " + ", ".join(map(_shown, choices)) if len(choices) > 1 else _shown(choices[0])] if len(choices) <= 12 else [*others, "a name"]
-        return source.problem(at, f"{name}expected {' or '.join(expected)}, found {describe(node)}", _boolean_hint(node, others))
+            return source.problem(
+                at,
+                f"{name}{node.value[:40]!r} is not known here",
+                hint or f"known: {known}" if len(choices) <= 40 else hint,
+            )
+        expected = (
+            [*others, "one of " + ", ".join(map(_shown, choices)) if len(choices) > 1 else _shown(choices[0])]
+            if len(choices) <= 12
+            else [*others, "a name"]
+        )
+        return source.problem(
+            at, f"{name}expected {' or '.join(expected)}, found {describe(node)}", _boolean_hint(node, others)
+        )
     if others:
-        return source.problem(at, f"{name}expected {' or '.join(others)}, found {describe(node)}", _boolean_hint(node, others))
+        return source.problem(
+            at, f"{name}expected {' or '.join(others)}, found {describe(node)}", _boolean_hint(node, others)
+        )
     if kind in ("too_short", "string_too_short"):
         unit = "characters" if kind.startswith("string") else "items" if context["min_length"] != 1 else "item"
         return source.problem(at, f"{name}at least {context['min_length']} {unit}, found {_length(node)}")
@@ -594,7 +642,9 @@ def _wrong_value(source: Source, where: _Where, at: Node, group: list[tuple[Erro
         return source.problem(at, f"{name}at most {context['max_length']} {unit}, found {_length(node)}")
     if kind == "string_pattern_mismatch":
         if "net" in context["pattern"]:
-            return source.problem(at, f"{node_text(node)} is no sysctl of a network namespace", "write it as net.ipv4.tcp_sack")
+            return source.problem(
+                at, f"{node_text(node)} is no sysctl of a network namespace", "write it as net.ipv4.tcp_sack"
+            )
         return source.problem(at, f"{node_text(node)} is no name: letters, digits, '_', and '-' before a letter")
     return source.problem(at, f"{name}{error['msg']}")
 
@@ -611,10 +661,11 @@ def _length(node: Node) -> str:
 
 
 def _boolean_hint(node: Node, expected: list[str]) -> str:
-    if "a boolean" in expected and isinstance(node, Scalar):
-        if str(node.value).lower() in ("yes", "no", "on", "off", "true", "false", "y", "n"):
-            return "write true or false"
-    if expected == ["text"] and isinstance(node, Scalar) and not isinstance(node.value, str):
+    if not isinstance(node, Scalar):
+        return ""
+    if "a boolean" in expected and node.text.lower() in ("yes", "no", "on", "off", "true", "false", "y", "n"):
+        return "write true or false"
+    if expected == ["text"] and not isinstance(node.value, str):
         return f"put it in quotes: '{node.text}'"
     return ""
 
@@ -623,7 +674,9 @@ def _choices(expected: str) -> list[Any]:
     """Pydantic lists a Literal's values in words: ``'a', 'b' or 1``."""
     found = re.findall(r"'((?:[^'\\]|\\.)*)'|\b(True|False|\d+)\b", expected)
     constants = {"True": True, "False": False}
-    return [text if not other else constants.get(other, int(other) if other.isdigit() else other) for text, other in found]
+    return [
+        text if not other else constants.get(other, int(other) if other.isdigit() else other) for text, other in found
+    ]
 
 
 def _shown(choice: Any) -> str:

@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from conform.case import vocabulary as words
-from conform.case.values import (
-    Duration, FieldMatch, FlagChoice, FlagSet, Hex, Number, Payload, bad,
-)  # fmt: skip
+from conform.case.values import Duration, FieldMatch, FlagChoice, FlagSet, Hex, Number, Payload, bad
 
 FORMAT_VERSION = 1
 
@@ -27,7 +25,9 @@ StateName = Literal[
     "CLOSED", "LISTEN", "SYN-SENT", "SYN-RECEIVED", "ESTABLISHED", "FIN-WAIT-1", "FIN-WAIT-2", "CLOSE-WAIT",
     "CLOSING", "LAST-ACK", "TIME-WAIT",
 ]  # fmt: skip
-Noise = Literal["retransmission", "window-update", "duplicate-ack", "keep-alive", "zero-window-probe", "tail-loss-probe"]
+Noise = Literal[
+    "retransmission", "window-update", "duplicate-ack", "keep-alive", "zero-window-probe", "tail-loss-probe"
+]  # fmt: skip
 Octet = Annotated[int, Field(ge=0, le=255)]
 U16 = Annotated[int, Field(ge=0, le=0xFFFF)]
 U32 = Annotated[int, Field(ge=0, le=0xFFFFFFFF)]
@@ -265,10 +265,10 @@ class ExpectSpec(Timing):
 
     @model_validator(mode="after")
     def _says_something(self) -> ExpectSpec:
-        own = (self.flags, self.seq, self.ack, self.window, self.urgent, self.payload, self.length, self.options)
+        own: tuple[Any, ...] = (self.flags, self.seq, self.ack, self.window, self.urgent, self.payload, self.length, self.options)
         own += (self.ip, self.reserved)
         if self.again is None and self.stream is None and all(f is None for f in own):
-            raise bad("an expectation says at least one thing of the segment: flags, seq, ack, payload, again, stream, …")
+            raise bad("an expectation says something of the segment: flags, seq, ack, payload, again, stream, …")
         if self.stream is not None and (self.again is not None or self.flags is not None or self.length is not None):
             raise bad("stream takes octets in any segmentation: flags, length and again do not go with it")
         return self
@@ -358,14 +358,14 @@ OptionName = Literal[tuple(words.SOCKET_OPTIONS)]  # type: ignore[valid-type]
 class SetsockoptCall(Call):
     do: Literal["setsockopt"]
     on: Name = CONNECTION
-    option: OptionName
+    option: OptionName  # type: ignore[valid-type]
     value: bool | int | str | dict[str, bool | int]
 
 
 class GetsockoptCall(Call):
     do: Literal["getsockopt"]
     on: Name = CONNECTION
-    option: OptionName
+    option: OptionName  # type: ignore[valid-type]
 
 
 class NameCall(Call):
@@ -703,8 +703,8 @@ class Case(Model):
     covers: Annotated[Ids, Field(min_length=1)]
     tags: list[Name] = []
     ip: Literal[4, 6, "both"] = "both"
-    requires: Annotated[list[CapabilityName], BeforeValidator(_listed)] = []
-    settings: dict[SettingName, bool | int | str] = {}
+    requires: Annotated[list[CapabilityName], BeforeValidator(_listed)] = []  # type: ignore[valid-type]
+    settings: dict[SettingName, bool | int | str] = {}  # type: ignore[valid-type]
     sysctl: dict[Annotated[str, Field(pattern=r"^net\.[a-z0-9_.]+$")], int | str] = {}
     given: Annotated[Given, BeforeValidator(_given_shorthand)] = Given(state="CLOSED")
     connections: dict[Name, ConnectionSpec] = {}

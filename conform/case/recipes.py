@@ -18,7 +18,7 @@ CLOSED_BY_CALL = frozenset({"FIN-WAIT-1", "FIN-WAIT-2", "CLOSING", "LAST-ACK", "
 ACCEPTABLE = frozenset({"ESTABLISHED", "CLOSE-WAIT"})
 
 
-class NoRecipe(ValueError):
+class NoRecipeError(ValueError):
     """What is given cannot be reached. ``key`` is the key of given at fault."""
 
     def __init__(self, key: str, message: str) -> None:
@@ -31,7 +31,8 @@ def _read() -> dict[str, Any]:
     text = source.decode(SOURCE.read_bytes(), SOURCE.name)
     assert isinstance(text, source.Source), text
     root, problems = source.parse(text)
-    assert root is not None and not problems, problems
+    assert root is not None, problems
+    assert not problems
     found: dict[str, Any] = source.plain(root)
     return found
 
@@ -55,24 +56,33 @@ def _check(given: Given) -> None:
     said = given.model_fields_set
     state = given.state
     if not _into(state, given.role):
-        raise NoRecipe("role", f"{state} is not reached by an {given.role} open" if given.role == "active" else f"{state} is not reached by a {given.role} open")
+        raise NoRecipeError(
+            "role",
+            f"{state} is not reached by an {given.role} open"
+            if given.role == "active"
+            else f"{state} is not reached by a {given.role} open",
+        )
     if given.role == "active" and not given.accepted:
-        raise NoRecipe("accepted", "accepted: false goes with role: passive; an active open accepts nothing")
+        raise NoRecipeError("accepted", "accepted: false goes with role: passive; an active open accepts nothing")
     if not given.accepted and state in CLOSED_BY_CALL:
-        raise NoRecipe("accepted", f"{state} needs the application to close, and it can only close what it has accepted")
+        raise NoRecipeError(
+            "accepted", f"{state} needs the application to close, and it can only close what it has accepted"
+        )
     if not given.accepted and state not in ACCEPTABLE:
-        raise NoRecipe("accepted", f"in {state} nothing can have been accepted yet; leave accepted out")
+        raise NoRecipeError("accepted", f"in {state} nothing can have been accepted yet; leave accepted out")
     if "by" in said and state not in CLOSED_BY_CALL:
-        raise NoRecipe("by", f"by says which call closed the stack's side, and in {state} none has")
+        raise NoRecipeError("by", f"by says which call closed the stack's side, and in {state} none has")
     if given.via is not None and given.via not in vias(state, given.role):
         known = " or ".join(vias(state, given.role)) or "nothing"
-        raise NoRecipe("via", f"{state} is not reached via {given.via} by a recipe (role: {given.role}), only via {known}")
+        raise NoRecipeError(
+            "via", f"{state} is not reached via {given.via} by a recipe (role: {given.role}), only via {known}"
+        )
     if "options" in said and state in ("CLOSED", "LISTEN", "SYN-SENT"):
-        raise NoRecipe("options", f"options are those of the tester's SYN, and in {state} it has sent none")
+        raise NoRecipeError("options", f"options are those of the tester's SYN, and in {state} it has sent none")
 
 
 def chain(given: Given) -> list[dict[str, Any]]:
-    """The ways that lead to *given*, from CLOSED. Raises NoRecipe."""
+    """The ways that lead to *given*, from CLOSED. Raises NoRecipeError."""
     if given.state == "SYN-SENT" and "role" not in given.model_fields_set:
         given = given.model_copy(update={"role": "active"})  # there is no other role in it
     _check(given)
@@ -98,7 +108,7 @@ def recipe(given: Given, document: dict[str, Any], place: tuple[int, int] = (1, 
     """The steps that lead to *given*, as a case's *document* has steps, each at *place*.
 
     The last is a ``state`` step. *document* is the case's: its first connection may say a port of the stack. Raises
-    NoRecipe if there is no way.
+    NoRecipeError if there is no way.
     """
     data = _read()
     port = _port(document)
@@ -113,7 +123,9 @@ def recipe(given: Given, document: dict[str, Any], place: tuple[int, int] = (1, 
     for way in chain(given):
         for written in way["steps"]:
             steps += pieces[written] if isinstance(written, str) else [written]
-    steps.append({"state": {"is": given.state, "conn": "listener"}} if given.state == "LISTEN" else {"state": given.state})
+    steps.append(
+        {"state": {"is": given.state, "conn": "listener"}} if given.state == "LISTEN" else {"state": given.state}
+    )
     return [{PLACE: list(place), **_filled(step, values)} for step in steps]
 
 

@@ -56,7 +56,7 @@ MEANINGS: dict[str, str] = {
     # segments
     "conn": "the connection",
     "SendSpec.flags": "control bits as letters of SFRPAUEC; none for none",
-    "ExpectSpec.flags": "control bits: exact over S, F, R, A and U; P, E and C only if named; -P forbids; a list of choices",
+    "ExpectSpec.flags": "control bits: exact over S, F, R, A, U; P, E, C only if named; -P forbids; or a list of them",
     "seq": "the sequence number; a bare number counts from the sender's ISN",
     "ack": "the acknowledgment number; a bare number counts from the receiver's ISN",
     "window": "the window field, as it is on the wire",
@@ -189,13 +189,18 @@ def _clean(schema: Any) -> Any:
 
 
 def _alternatives(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    return list(schema["anyOf"]) if "anyOf" in schema and not schema.keys() - {"anyOf", "description", "default"} else [schema]
+    return (
+        list(schema["anyOf"])
+        if "anyOf" in schema and not schema.keys() - {"anyOf", "description", "default"}
+        else [schema]
+    )
 
 
 def _takes_any_text(schema: dict[str, Any]) -> bool:
     """Whether ``${name}`` fits as it is."""
     return any(
-        not s or ("string" in s.get("type", ()) and not s.keys() & {"enum", "const", "pattern"}) for s in _alternatives(schema)
+        not s or ("string" in s.get("type", ()) and not s.keys() & {"enum", "const", "pattern"})
+        for s in _alternatives(schema)
     )
 
 
@@ -246,7 +251,13 @@ def schema() -> dict[str, Any]:
             definition["anyOf"] = [{"required": required}, {"required": ["use"]}]
             del definition["required"]
     any_step = {"anyOf": [{"$ref": f"#/$defs/{kind.__name__}"} for kind in model.STEP_KINDS.values()]}
-    for name, key in (("Case", "steps"), ("Choice", "steps"), ("RepeatSpec", "steps"), ("AnyOrderStep", "any_order"), ("OptionalStep", "optional")):
+    for name, key in (
+        ("Case", "steps"),
+        ("Choice", "steps"),
+        ("RepeatSpec", "steps"),
+        ("AnyOrderStep", "any_order"),
+        ("OptionalStep", "optional"),
+    ):
         defs[name]["properties"][key]["items"] = {"$ref": "#/$defs/Step"}
     shorthands: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("CallStep", "call", {"enum": list(model.CALL_NAMES)}),

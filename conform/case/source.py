@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -265,7 +265,7 @@ def plain_scalar(text: str) -> tuple[Any, str | None]:
 
 
 # Parsing -------------------------------------------------------------------------------------------------------------
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, problem: Problem) -> None:
         super().__init__(problem.message)
         self.problem = problem
@@ -276,13 +276,16 @@ def parse(source: Source) -> tuple[Map | None, list[Problem]]:
     problems: list[Problem] = []
     try:
         root = _build(source, problems)
-    except _Refused as refused:
+    except _RefusedError as refused:
         return None, [*problems, refused.problem]
     except yaml.YAMLError as error:
         return None, [*problems, _syntax(source, error)]
     if not isinstance(root, Map):
         what = "a list" if isinstance(root, Seq) else "a single value"
-        return None, [*problems, source.problem(root, f"a case is a mapping (title: …, covers: …, steps: …), not {what}")]
+        return None, [
+            *problems,
+            source.problem(root, f"a case is a mapping (title: …, covers: …, steps: …), not {what}"),
+        ]
     return root, problems
 
 
@@ -295,7 +298,8 @@ def _build(source: Source, problems: list[Problem]) -> Node:
     root: Node | None = None
     documents = values = 0
     refuse = source.at
-    for event in yaml.parse(source.text, Loader=yaml.CSafeLoader):
+    events: Iterator[Any] = yaml.parse(source.text, Loader=yaml.CSafeLoader)
+    for event in events:
         kind = type(event)
         if kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
             stack.pop()
@@ -304,38 +308,35 @@ def _build(source: Source, problems: list[Problem]) -> Node:
         if kind is yaml.DocumentStartEvent:
             documents += 1
             if documents > 1:
-                raise _Refused(refuse(line, column, "a second document begins here: a file holds one case", 3))
+                raise _RefusedError(refuse(line, column, "a second document begins here: a file holds one case", 3))
             if event.version or event.tags:
-                raise _Refused(refuse(line, column, "a case needs no % directives", len(source.lines[line - 1])))
+                raise _RefusedError(refuse(line, column, "a case needs no % directives", len(source.lines[line - 1])))
             continue
         if kind in (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentEndEvent):
             continue
-        if kind is yaml.AliasEvent:
-            hint = "name the common part under templates and use it"
-            raise _Refused(refuse(line, column, f"aliases (*{event.anchor[:40]}) are not part of the format", len(event.anchor) + 1, hint))
-        if event.anchor is not None:
-            hint = "name the common part under templates and use it"
-            raise _Refused(refuse(line, column, f"anchors (&{event.anchor[:40]}) are not part of the format", len(event.anchor) + 1, hint))
-        if event.tag is not None:
-            raise _Refused(refuse(line, column, f"tags ({_tag(event.tag)}) are not part of the format", hint="leave the tag out"))
+        _refuse_indirection(source, event, line, column)
         values += 1
         if values > MOST_VALUES:
-            raise _Refused(refuse(line, column, f"a case has at most {MOST_VALUES:,} keys and values"))
+            raise _RefusedError(refuse(line, column, f"a case has at most {MOST_VALUES:,} keys and values"))
         if len(problems) >= MOST_PROBLEMS:
-            raise _Refused(refuse(line, column, "so much is wrong before this that reading stops here"))
-        top, waiting = stack[-1] if stack else (None, [None])
+            raise _RefusedError(refuse(line, column, "so much is wrong before this that reading stops here"))
+        top: Map | Seq | None = stack[-1][0] if stack else None
+        waiting: list[Scalar | None] = stack[-1][1] if stack else [None]
         node: Node
         if kind is yaml.ScalarEvent:
             is_key = isinstance(top, Map) and waiting[0] is None
-            node = _scalar(source, problems, event, line, column, is_key)
+            scalar = _scalar(source, problems, event, line, column, is_key)
             if is_key:
-                waiting[0] = node
+                waiting[0] = scalar
                 continue
+            node = scalar
         else:
             if isinstance(top, Map) and waiting[0] is None:
-                raise _Refused(refuse(line, column, "a key is a name, not a list or a mapping", hint=_variable_hint(source, line)))
+                raise _RefusedError(
+                    refuse(line, column, "a key is a name, not a list or a mapping", hint=_variable_hint(source, line))
+                )
             if len(stack) >= DEEPEST:
-                raise _Refused(refuse(line, column, f"nested more than {DEEPEST} deep"))
+                raise _RefusedError(refuse(line, column, f"nested more than {DEEPEST} deep"))
             node = Map({}, line, column) if kind is yaml.MappingStartEvent else Seq([], line, column)
         if top is None:
             root = node
@@ -349,8 +350,20 @@ def _build(source: Source, problems: list[Problem]) -> Node:
         if not isinstance(node, Scalar):
             stack.append((node, [None]))
     if root is None:
-        raise _Refused(Problem(source.file, 0, 0, "the file holds no case, only comments"))
+        raise _RefusedError(Problem(source.file, 0, 0, "the file holds no case, only comments"))
     return root
+
+
+def _refuse_indirection(source: Source, event: Any, line: int, column: int) -> None:
+    """Raise _RefusedError for an alias, an anchor or a tag: nothing in a case stands for something elsewhere."""
+    name = event.anchor
+    if name is not None:
+        what = f"aliases (*{name[:40]})" if isinstance(event, yaml.AliasEvent) else f"anchors (&{name[:40]})"
+        hint = "name the common part under templates and use it"
+        raise _RefusedError(source.at(line, column, f"{what} are not part of the format", len(name) + 1, hint))
+    if event.tag is not None:
+        message = f"tags ({_tag(event.tag)}) are not part of the format"
+        raise _RefusedError(source.at(line, column, message, hint="leave the tag out"))
 
 
 def _scalar(source: Source, problems: list[Problem], event: Any, line: int, column: int, is_key: bool) -> Scalar:
@@ -370,7 +383,9 @@ def _scalar(source: Source, problems: list[Problem], event: Any, line: int, colu
             node.value = text
     if is_key and not isinstance(node.value, str):
         what = _KINDS[type(node.value)]
-        problems.append(source.problem(node, f"a key is a name, and {text!r} is {what}", "put it in quotes if it is meant"))
+        problems.append(
+            source.problem(node, f"a key is a name, and {text!r} is {what}", "put it in quotes if it is meant")
+        )
         node.value = text
     return node
 
@@ -378,7 +393,9 @@ def _scalar(source: Source, problems: list[Problem], event: Any, line: int, colu
 def _enter(source: Source, problems: list[Problem], top: Map, key: Scalar, node: Node) -> None:
     name = key.text
     if name == "<<":
-        raise _Refused(source.problem(key, "merge keys (<<) are not part of the format", "use: NAME brings in a template"))
+        raise _RefusedError(
+            source.problem(key, "merge keys (<<) are not part of the format", "use: NAME brings in a template")
+        )
     if isinstance(node, Scalar) and node.value is None and not node.text:
         problems.append(source.problem(key, f"nothing stands after {name[:40]!r}", "write its value, or null for none"))
     if name in top.entries:
@@ -417,7 +434,9 @@ _SYNTAX = (
 def _syntax(source: Source, error: yaml.YAMLError) -> Problem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     said = str(getattr(error, "problem", None) or error)
-    message, hint = next(((ours, hint) for theirs, ours, hint in _SYNTAX if theirs in said), (f"this is not YAML: {said}", ""))
+    message, hint = next(
+        ((ours, hint) for theirs, ours, hint in _SYNTAX if theirs in said), (f"this is not YAML: {said}", "")
+    )
     if mark is None:
         return Problem(source.file, 0, 0, message, hint=hint)
     line, column = min(mark.line + 1, len(source.lines)), mark.column + 1

@@ -73,7 +73,9 @@ def parse_duration(value: Any) -> Expr:
     except ExpressionError as error:
         raise bad(f"in the duration {text!r}: {error}", error.offset) from None
     if expr.kind == "number" and expr.text.strip() != "0":
-        raise bad(f"{text!r} has no unit: write {text}s or {text}ms" if expr.is_plain_number else f"{text!r} is a number, and a duration is wanted here", 0)
+        if expr.is_plain_number:
+            raise bad(f"{text!r} has no unit: write {text}s or {text}ms", 0)
+        raise bad(f"{text!r} is a number, and a duration is wanted here", 0)
     return expr
 
 
@@ -95,10 +97,12 @@ def _parse_match(value: Any) -> Match:
 
 
 _EXPR_SCHEMA = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
-#: An expression that yields a number, such as ``RCV.NXT + 1``; in ``seq`` and ``ack`` a bare number counts from the ISN.
+#: An expression that yields a number: ``RCV.NXT + 1``; in ``seq`` and ``ack`` a bare number counts from the ISN.
 Number = _parsed(parse_number, _EXPR_SCHEMA | {"description": "a number or an expression: RCV.NXT + 1"}, Expr)
 #: A duration in seconds, written with its unit: ``200ms``, ``2 * timer.rto.min``.
-Duration = _parsed(parse_duration, {"type": ["string", "integer"], "description": "a duration: 200ms, 2 * timer.rto.min"}, Expr)
+Duration = _parsed(
+    parse_duration, {"type": ["string", "integer"], "description": "a duration: 200ms, 2 * timer.rto.min"}, Expr
+)
 #: What a numeric field must be: ``5``, ``not 5``, ``>= 5``, ``1..5``, ``any``, ``absent``, ``{as: name}``.
 FieldMatch = _parsed(
     _parse_match,
@@ -106,9 +110,14 @@ FieldMatch = _parsed(
         "anyOf": [
             {"type": "integer"},
             {"type": "string"},
-            {"type": "object", "properties": {"as": {"type": "string"}}, "required": ["as"], "additionalProperties": False},
+            {
+                "type": "object",
+                "properties": {"as": {"type": "string"}},
+                "required": ["as"],
+                "additionalProperties": False,
+            },
         ],
-        "description": "a number, an expression, a comparison ('>= 5', 'not 5'), a range (1..5), any, absent, {as: NAME}",
+        "description": "a number, an expression, a comparison (>= 5, not 5), a range (1..5), any, absent, {as: NAME}",
     },
     Match,
 )
@@ -158,7 +167,9 @@ def _parse_flags(value: Any) -> Flags:
 
 
 _FLAGS_PATTERN = r"^(none|[SFRPAUEC]*(-[SFRPAUEC]+)?)$"
-FlagSet = _parsed(_parse_flags, {"type": "string", "pattern": _FLAGS_PATTERN, "description": "letters of SFRPAUEC, or none"}, Flags)
+FlagSet = _parsed(
+    _parse_flags, {"type": "string", "pattern": _FLAGS_PATTERN, "description": "letters of SFRPAUEC, or none"}, Flags
+)
 
 
 def _parse_flag_choice(value: Any) -> tuple[Flags, ...]:
@@ -171,7 +182,12 @@ def _parse_flag_choice(value: Any) -> tuple[Flags, ...]:
 
 FlagChoice = _parsed(
     _parse_flag_choice,
-    {"anyOf": [{"type": "string", "pattern": _FLAGS_PATTERN}, {"type": "array", "items": {"type": "string", "pattern": _FLAGS_PATTERN}}]},
+    {
+        "anyOf": [
+            {"type": "string", "pattern": _FLAGS_PATTERN},
+            {"type": "array", "items": {"type": "string", "pattern": _FLAGS_PATTERN}},
+        ]
+    },
     tuple,
 )
 
@@ -220,7 +236,11 @@ Payload = _parsed(
             {"type": "integer", "minimum": 0, "maximum": _LONGEST_PAYLOAD},
             {
                 "type": "object",
-                "properties": {"length": {"type": "integer", "minimum": 0}, "pattern": {"type": "string"}, "hex": {"type": "string"}},
+                "properties": {
+                    "length": {"type": "integer", "minimum": 0},
+                    "pattern": {"type": "string"},
+                    "hex": {"type": "string"},
+                },
                 "additionalProperties": False,
             },
         ]

@@ -28,7 +28,8 @@ class Requirement:
     ``rule`` and ``derived`` (text without a keyword), or ``rfc5961-must``, ``rfc5961-may`` (where the stack claims
     RFC 5961) and ``alternative`` (where it does not). ``observable`` says where it can be seen: ``wire``, ``api``,
     ``state`` or ``none``. ``req`` is the id in RFC 9293's appendix B. ``state`` and ``segment`` are set in the rules of
-    segment processing. ``verified``: id and section exist in the RFC's text; ``basis``: how well the meaning was checked.
+    segment processing. ``verified``: id and section exist in the RFC's text; ``basis``: how well the meaning was
+    checked.
     """
 
     id: str

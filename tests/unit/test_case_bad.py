@@ -57,7 +57,7 @@ def test_a_sound_case_beside_broken_ones_is_loaded(tmp_path: Path) -> None:
     assert [problem.message for problem in loaded.problems] == ["unknown key 'stpes' in the case"]
 
 
-# What cannot lie in a repository ---------------------------------------------------------------------------------------
+# What cannot lie in a repository --------------------------------------------------------------------------------------
 def test_large_file(tmp_path: Path) -> None:
     path = tmp_path / "large.yaml"
     path.write_text(GOOD + "  - probe: alive\n" * 700_000)
@@ -65,16 +65,39 @@ def test_large_file(tmp_path: Path) -> None:
 
 
 HEAD = GOOD.rpartition("steps:")[0]
-HOSTILE = ["[" * 1_000_000, "{a: " * 250_000, "- " * 500_000, "a: " + "x" * 1_000_000, "- a\n" * 250_000, "!" * 1_000_000, "&" * 1_000_000, '"' + "\\x41" * 250_000, "? " * 500_000, "a: b: " * 150_000]
+HOSTILE = [
+    "[" * 1_000_000,
+    "{a: " * 250_000,
+    "- " * 500_000,
+    "a: " + "x" * 1_000_000,
+    "- a\n" * 250_000,
+    "!" * 1_000_000,
+    "&" * 1_000_000,
+    '"' + "\\x41" * 250_000,
+    "? " * 500_000,
+    "a: b: " * 150_000,
+]
 HOSTILE += [
     "a: 1\n" * 200_000,
     HEAD + "steps:\n" + "  - x\n" * 20_000,
     HEAD + "steps:\n" + "  - expect: {flag: A}\n" * 9_000,
     HEAD + "matrix: {axes: {a: [" + ",".join(map(str, range(4000))) + ']}}\nsteps:\n  - send: {flag: "${a}"}\n',
-    HEAD + "templates:\n" + "".join(f"  t{i}: {{use: t{i + 1}}}\n" for i in range(5000)) + "steps:\n  - send: {use: t0}\n",
-    HEAD + "matrix: {rows: [{id: x, " + ", ".join(f'v{i}: ["${{v{i + 1}}}", "${{v{i + 1}}}"]' for i in range(40)) + ', v40: [1, 1]}]}\nsteps: ["${v0}"]\n',
-    HEAD + "matrix: {rows: [{id: x, " + ", ".join(f'v{i}: "${{v{i + 1}}}"' for i in range(3000)) + ', v3000: 1}]}\nsteps: ["${v0}"]\n',
-    HEAD + "matrix: {rows: [{id: x, " + ", ".join(f'v{i}: ["${{v{i + 1}}}", "${{v{i + 1}}}"]' for i in range(25)) + ', v25: [1, 1]}]}\nsteps: ["${v0}"]\n',
+    HEAD
+    + "templates:\n"
+    + "".join(f"  t{i}: {{use: t{i + 1}}}\n" for i in range(5000))
+    + "steps:\n  - send: {use: t0}\n",
+    HEAD
+    + "matrix: {rows: [{id: x, "
+    + ", ".join(f'v{i}: ["${{v{i + 1}}}", "${{v{i + 1}}}"]' for i in range(40))
+    + ', v40: [1, 1]}]}\nsteps: ["${v0}"]\n',
+    HEAD
+    + "matrix: {rows: [{id: x, "
+    + ", ".join(f'v{i}: "${{v{i + 1}}}"' for i in range(3000))
+    + ', v3000: 1}]}\nsteps: ["${v0}"]\n',
+    HEAD
+    + "matrix: {rows: [{id: x, "
+    + ", ".join(f'v{i}: ["${{v{i + 1}}}", "${{v{i + 1}}}"]' for i in range(25))
+    + ', v25: [1, 1]}]}\nsteps: ["${v0}"]\n',
     HEAD + 'matrix: {rows: [{id: x, a: "' + "x" * 1000 + '"}]}\nsteps: [{why: "' + "${a}" * 5000 + '"}]\n',
 ]
 
@@ -105,7 +128,9 @@ def test_directory_without_cases(tmp_path: Path) -> None:
 
 def test_a_yml_is_not_passed_over_in_silence(tmp_path: Path) -> None:
     (tmp_path / "case.yml").write_text(GOOD)
-    assert said(tmp_path) == [f"{tmp_path}/case.yml: the name of a case ends in .yaml, so this would be left out\n    rename it"]
+    assert said(tmp_path) == [
+        f"{tmp_path}/case.yml: the name of a case ends in .yaml, so this would be left out\n    rename it"
+    ]
 
 
 def test_dangling_link(tmp_path: Path) -> None:
