@@ -398,7 +398,7 @@ def run(steps: list[Any], recipe: list[Any] | None = None, stack: ModelStack | N
     return Driver(trial(steps, recipe, **more), stack, **own).play()
 
 
-# Twists ----------------------------------------------------------------------------------------------------------------
+# Twists --------------------------------------------------------------------------------------------------------------
 def alter(number: int, **changes: Any) -> Twist:
     """The segment of that number with other fields; a function of the segment gives the new value."""
 
@@ -439,5 +439,3 @@ def also(number: int, *extra: tuple[float, dict[str, Any]]) -> Twist:
 def shifted(name: str, by: int) -> Callable[[Segment], int]:
     """That field of the segment, further by so much."""
     return lambda segment: add(getattr(segment, name), by)
-
-

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as s
 
 from conform.tcp.segment import (
-    ACK, CWR, FIN, SYN, IcmpError, IPFields, Option, Segment, flag_names, from_json, reply_ip, to_json,
+    ACK,
+    CWR,
+    FIN,
+    SYN,
+    IcmpError,
+    IPFields,
+    Option,
+    Segment,
+    flag_names,
+    from_json,
+    reply_ip,
+    to_json,
 )  # fmt: skip
 
 U8, U16, U32 = s.integers(0, 0xFF), s.integers(0, 0xFFFF), s.integers(0, 0xFFFFFFFF)
