@@ -73,6 +73,7 @@ def command(
     """
     from conform.cli import reporting
     from conform.run.command import Options, run
+    from conform.run.runfile import Reader
     from conform.run.select import Selection
 
     options = Options(
@@ -86,5 +87,6 @@ def command(
     console = reporting.console()
     ran = run(options, reporting.say, reporting.complain, console)
     if ran.directory is not None:
-        reporting.write(ran.directory)
+        reader = Reader(ran.directory)
+        reporting.write(ran.directory, reader.header, reader.trials(), lambda: reader.end)
     return ran.exit
