@@ -76,7 +76,7 @@ class SockDiag:
     def destroy(self, version: int, stack_port: int, tester_port: int) -> bool:
         """Destroy exactly that connection (or with *tester_port* 0 that listener). Whether there was one.
 
-        The kernel resets a connection that is synchronized (tcp_abort). Raises OSError (EPERM without CAP_NET_ADMIN).
+        The kernel sends a reset where the peer may still send (tcp_abort). Raises OSError (EPERM without CAP_NET_ADMIN).
         """
         found = self._find(version, stack_port, tester_port)
         return found is not None and self._destroy(version, found)
@@ -84,7 +84,7 @@ class SockDiag:
     def destroy_all(self) -> int:
         """Destroy every TCP socket of the namespace, both IP versions, TIME-WAIT included. How many there were.
 
-        Raises OSError.
+        Sockets in CLOSED stay: their owner has them, and nothing of theirs is on the way. Raises OSError.
         """
         count = 0
         for version in (4, 6):

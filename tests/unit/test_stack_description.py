@@ -164,7 +164,8 @@ def test_unreadable_descriptions_are_refused(tmp_path):
 def test_on_and_off_need_no_quotes(tmp_path):
     path = changed(tmp_path)
     path.write_text(LINUX.read_text().replace('"on"', "on").replace('"off"', "off"))
-    assert load(path) == load("linux")
+    assert load(path).settings == load("linux").settings
+    assert load(path).resolve({}, {}) == load("linux").resolve({}, {})
 
 
 def test_a_description_cannot_change(linux):
