@@ -265,8 +265,8 @@ class ExpectSpec(Timing):
 
     @model_validator(mode="after")
     def _says_something(self) -> ExpectSpec:
-        own: tuple[Any, ...] = (self.flags, self.seq, self.ack, self.window, self.urgent, self.payload, self.length, self.options)
-        own += (self.ip, self.reserved)
+        own: tuple[Any, ...] = (self.flags, self.seq, self.ack, self.window, self.urgent, self.payload, self.length)
+        own += (self.options, self.ip, self.reserved)
         if self.again is None and self.stream is None and all(f is None for f in own):
             raise bad("an expectation says something of the segment: flags, seq, ack, payload, again, stream, …")
         if self.stream is not None and (self.again is not None or self.flags is not None or self.length is not None):
