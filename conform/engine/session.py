@@ -7,6 +7,7 @@ is resumed at each event. The same events at the same times give the same action
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections import deque
 from collections.abc import Container, Generator
@@ -417,7 +418,8 @@ class Session:
 
     def _wait(self, deadline: float | None = None) -> Script:
         """Let one event happen, or *deadline* pass."""
-        self._deadline = deadline
+        # Times are kept to the microsecond: a deadline between two would never be reached at the first.
+        self._deadline = None if deadline is None else math.ceil(deadline * 10**DIGITS) / 10**DIGITS
         yield
         self._check_faults()
 
@@ -639,6 +641,8 @@ class Session:
         if spec.stream is not None:
             yield from self._stream(spec, connection)
             return
+        if spec.again is not None:
+            self.snapshot(spec.again)
         queue = self._queues[connection.name]
         deadline = self._deadline_of(spec)
         while True:
