@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -71,6 +72,12 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except BrokenPipeError:  # conform ... | head
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
         code = 141
+    except Exception:  # a fault of conform's own, which Python would call 1: an unexpected result
+        import traceback
+
+        traceback.print_exc()
+        click.echo("conform itself failed; the lines above say where", err=True)
+        code = 3
     sys.exit(code if isinstance(code, int) else 0)

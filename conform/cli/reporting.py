@@ -34,7 +34,8 @@ def _plain(event: events.Event) -> None:
         case events.TrialFinished(expected=False):
             line = event.line
             click.echo(f"{event.result}: {event.id}")
-            click.echo(f"  {line['verdict']['reason'] or line['verdict']['failure']['summary']}")
+            failure = line["verdict"]["failure"]
+            click.echo(f"  {line['verdict']['reason'] or (failure['summary'] if failure else '')}")
         case events.Notice():
             click.echo(event.text, err=True)
         case events.RunEnded():

@@ -190,6 +190,8 @@ def _run(
             stop_first=options.stop_first,
         )
         outcome = pool.run()
+    if outcome.reporting:
+        complain(f"what the run said is incomplete, its run file is not:\n{outcome.reporting}")
     return Ran(outcome.exit, directory, outcome)
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,12 +55,13 @@ class _Member:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a run ended. ``signal`` is the one that stopped it."""
+    """How a run ended. ``signal`` is the one that stopped it; ``reporting`` how the reporter failed, if it did."""
 
     counts: Counter[str]
     exit: int
     unfinished: tuple[str, ...]
     signal: int = 0
+    reporting: str = ""
 
 
 class Pool:
@@ -85,6 +87,7 @@ class Pool:
         self._warden = warden
         self._adapter = adapter
         self._report = report
+        self._reporting: str | None = None
         self._jobs = jobs
         self._stop_first = stop_first
         self._selector = selectors.DefaultSelector()
@@ -125,6 +128,17 @@ class Pool:
             woken.close()
         return self._conclude()
 
+    def _tell(self, event: events.Event) -> None:
+        """Tell the reporter, which must not be able to end the run: what it would have said is in the run file."""
+        if self._reporting is not None:
+            return
+        try:
+            self._report(event)
+        except BrokenPipeError:
+            self._reporting = ""  # nobody listens any more (conform run | head)
+        except Exception:
+            self._reporting = traceback.format_exc()
+
     def _over(self) -> bool:
         return self._stopped or not self._missing
 
@@ -152,7 +166,7 @@ class Pool:
             running = sum(m.running for m in self._members.values())
             waiting = sum(m.waiting for m in self._members.values())
             done = len(self._plan) - len(self._missing)
-            self._report(events.Progress(done, running, waiting, len(self._plan)))
+            self._tell(events.Progress(done, running, waiting, len(self._plan)))
 
     def _heard(self, member: _Member, kind: bytes, index: int, payload: bytes) -> None:
         if kind == wire.ROOM:
@@ -164,7 +178,7 @@ class Pool:
             if index:
                 member.complaint = text
             else:
-                self._report(events.Notice(text))
+                self._tell(events.Notice(text))
         elif kind == wire.FINISHED and index in self._missing:
             member.given.discard(index)
             self._deaths = 0
@@ -176,7 +190,7 @@ class Pool:
         self._counts[result] += 1
         self._unexpected += not expected
         done = len(self._plan) - len(self._missing)
-        self._report(events.TrialFinished(self._plan.id(index), result, expected, duration, done, len(self._plan), raw))
+        self._tell(events.TrialFinished(self._plan.id(index), result, expected, duration, done, len(self._plan), raw))
         if not expected and self._stop_first:
             self._stopped = True
 
@@ -268,12 +282,12 @@ class Pool:
         member.channel.close()
         status = kernel.wait_for(member.pid, 1.0)
         why = member.complaint or _how(status)
-        self._report(events.Notice(f"a worker died: {why}"))
+        self._tell(events.Notice(f"a worker died: {why}"))
         for index in sorted(member.given):
             self._without(index, Verdict("error", reason=f"the worker died: {why}"), "error", False)
         self._deaths += 1
         if self._deaths >= _DEATHS:
-            self._report(events.Notice(f"{_DEATHS} workers died in a row; the run is given up"))
+            self._tell(events.Notice(f"{_DEATHS} workers died in a row; the run is given up"))
             self._stopped = True
         elif not self._over() and self._queue:
             self._start()
@@ -298,7 +312,7 @@ class Pool:
         early = self._signal or (self._stop_first and self._stopped and self._deaths < _DEATHS)
         if self._signal:
             code = 128 + self._signal
-        elif self._counts["error"] or (unfinished and not early):
+        elif self._counts["error"] or self._reporting or (unfinished and not early):
             code = EXIT_BROKEN
         elif self._unexpected:
             code = EXIT_UNEXPECTED
@@ -309,8 +323,8 @@ class Pool:
         counts = {name: self._counts[name] for name in wire.RESULTS if self._counts[name]}
         end: dict[str, Any] = {"kind": "end", "finished": now(), "counts": counts, "exit": code}
         self._writer.write(dumps(end))
-        self._report(events.RunEnded(end, str(self._settings.directory), time.monotonic() - self._started, unfinished))
-        return Outcome(self._counts, code, unfinished, self._signal)
+        self._tell(events.RunEnded(end, str(self._settings.directory), time.monotonic() - self._started, unfinished))
+        return Outcome(self._counts, code, unfinished, self._signal, self._reporting or "")
 
 
 def _how(status: int | None) -> str:
