@@ -19,6 +19,10 @@ _OVERLAP_INLINE = frozenset({"accept", "connect", "recv", "recvmsg", "poll"})
 #: Options that change how a call sleeps, or for how long.
 _PROCESS_OPTIONS = frozenset({"SO_RCVTIMEO", "SO_SNDTIMEO", "SO_RCVLOWAT", "TCP_FASTOPEN_CONNECT"})
 _PROCESS_FLAGS = frozenset({"MSG_WAITALL", "MSG_FASTOPEN"})
+#: Parts of a case that hold no calls and much else; they are passed over, because this is asked for each trial.
+_WITHOUT_CALLS = frozenset(
+    {"send", "expect", "state", "silence", "check", "finish", "place", "@", "covers", "templates"}
+)
 
 
 def needs_process(what: BaseModel | Mapping[str, Any]) -> bool:
@@ -33,13 +37,12 @@ def needs_process(what: BaseModel | Mapping[str, Any]) -> bool:
 
 def _calls(part: Any) -> Iterator[tuple[Any, bool]]:
     if isinstance(part, BaseModel):
-        # A field's own name, not its alias: "call" and "start" have none.
-        part = {name: getattr(part, name) for name in type(part).model_fields}
-    if isinstance(part, Mapping):
+        part = part.__dict__
+    if isinstance(part, dict):
         for key, value in part.items():
             if key in ("call", "start") and value is not None:
                 yield value, key == "start"
-            elif isinstance(value, (Mapping, list, tuple, BaseModel)):
+            elif isinstance(value, (dict, list, tuple, BaseModel)) and key not in _WITHOUT_CALLS:
                 yield from _calls(value)
     elif isinstance(part, (list, tuple)):
         for value in part:
@@ -68,10 +71,11 @@ def _call_needs_process(call: Any, started: bool) -> bool:
 
 
 def congestion_controls(netns: NetworkNamespace) -> frozenset[str]:
-    """The algorithms that may be chosen in *netns*, a namespace made for a trial.
+    """The algorithms that *netns*, a namespace made for a trial, can have for its default.
 
     A new namespace allows those that the kernel does not restrict: Reno always, and the one that the kernel was built
-    to use by default (tcp(7), tcp_allowed_congestion_control).
+    to use by default (tcp(7), tcp_allowed_congestion_control). With CAP_NET_ADMIN a socket can still be given any by
+    TCP_CONGESTION.
     """
     with netns.enter(), open("/proc/sys/net/ipv4/tcp_allowed_congestion_control") as file:
         return frozenset(file.read().split())

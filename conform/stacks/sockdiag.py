@@ -76,7 +76,7 @@ class SockDiag:
     def destroy(self, version: int, stack_port: int, tester_port: int) -> bool:
         """Destroy exactly that connection (or with *tester_port* 0 that listener). Whether there was one.
 
-        The kernel sends a reset where the peer may still send (tcp_abort). Raises OSError (EPERM without CAP_NET_ADMIN).
+        The kernel sends a reset where the peer may still send (tcp_abort). Raises OSError: EPERM without CAP_NET_ADMIN.
         """
         found = self._find(version, stack_port, tester_port)
         return found is not None and self._destroy(version, found)
