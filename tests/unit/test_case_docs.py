@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
@@ -64,7 +65,7 @@ def test_every_key_is_documented(of: type[BaseModel]) -> None:
     [
         words.CAPABILITIES, words.SETTINGS, words.NOISE, words.SIGNALS, words.ERRNOS, words.SOCKET_OPTIONS,
         words.MSG_FLAGS, model.CALL_NAMES, words.STATES, VARIABLES, SNAPSHOT_FIELDS, TIMERS,
-        model.IcmpName.__args__, model.PollEvent.__args__,
+        get_args(model.IcmpName), get_args(model.PollEvent),
     ],
 )  # fmt: skip
 def test_every_word_is_documented(vocabulary: tuple[str, ...]) -> None:
