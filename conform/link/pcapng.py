@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from contextlib import suppress
@@ -30,27 +31,52 @@ class _Annotated(bytes):
 
 
 def write(path: str | os.PathLike[str], records: Iterable[Record | tuple[float, bytes, str]]) -> None:
-    """Write *records* to *path*, with its directories; a reader sees either no file or all of it. Raises OSError."""
-    from scapy.utils import RawPcapNgWriter
+    """Write *records* to *path*, with its directories; a reader sees either no file or all of it. Raises OSError.
 
+    Where the file system can, the file has no name until it is whole: a process that is killed leaves nothing behind.
+    """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        fd = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        _write_named(target, records)
+        return
+    try:
+        _write_to(f"/proc/self/fd/{fd}", records)
+        with suppress(FileNotFoundError):
+            os.unlink(target)
+        # With a directory's descriptor Python asks linkat(2), which alone follows the link that /proc has.
+        os.link(f"/proc/self/fd/{fd}", target, src_dir_fd=fd, follow_symlinks=True)
+    finally:
+        os.close(fd)
+
+
+def _write_named(target: Path, records: Iterable[Record | tuple[float, bytes, str]]) -> None:
     temporary = str(target.with_name(f".{target.name}.{os.getpid()}"))
     try:
-        writer = RawPcapNgWriter(temporary)
-        writer.linktype = LINKTYPE_RAW
-        try:
-            writer.write_header(None)
-            for moment, data, comment in records:
-                packet = _Annotated(data)
-                packet.time = moment
-                packet.comment = comment.encode()[:_LONGEST_COMMENT] or None
-                packet.comments = [packet.comment] if packet.comment else None
-                writer.write_packet(packet)
-        finally:
-            writer.close()
+        _write_to(temporary, records)
         os.replace(temporary, target)
     except BaseException:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _write_to(path: str, records: Iterable[Record | tuple[float, bytes, str]]) -> None:
+    from scapy.utils import RawPcapNgWriter
+
+    writer = RawPcapNgWriter(path)
+    writer.linktype = LINKTYPE_RAW
+    try:
+        writer.write_header(None)
+        for moment, data, comment in records:
+            packet = _Annotated(data)
+            packet.time = moment
+            packet.comment = comment.encode()[:_LONGEST_COMMENT] or None
+            packet.comments = [packet.comment] if packet.comment else None
+            writer.write_packet(packet)
+    finally:
+        writer.close()
