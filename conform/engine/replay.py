@@ -45,13 +45,14 @@ def judge(line: dict[str, Any]) -> Verdict:
             raise Altered(f"{line['id']}: a verdict of {stored.outcome} without a transcript")
         return stored
     session = Session(trial_of(line))
-    session.start(line["transcript"][0]["t"])
-    session.actions()
-    for entry in line["transcript"]:
-        event = event_of(entry)
-        if event is not None:
-            session.receive(event, entry["t"])
-            session.actions()
+    try:
+        session.start(line["transcript"][0]["t"])
+        for entry in line["transcript"]:
+            event = event_of(entry)
+            if event is not None:
+                session.receive(event, entry["t"])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise Altered(f"{line['id']}: an entry of its transcript is none: {error}") from error
     if session.verdict is None:
         raise Altered(f"{line['id']}: its transcript ends before its verdict")
     if json.loads(json.dumps(session.transcript.entries)) != line["transcript"]:
