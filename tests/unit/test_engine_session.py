@@ -349,11 +349,8 @@ def test_only_what_was_looked_at_has_not_come() -> None:
     steps = [{"start": {"do": "recv", "as": "r"}}, DATA, {"expect": {"flags": "A", "within": "200ms"}}]
 
     def wanted(event: ev.Event) -> bool:
-        return (
-            (isinstance(event, ev.Arrived)
-            and event.packet.flags == ACK)
-            or (isinstance(event, ev.Returned)
-            and "data" in event.reply)
+        return (isinstance(event, ev.Arrived) and event.packet.flags == ACK) or (
+            isinstance(event, ev.Returned) and "data" in event.reply
         )  # type: ignore[union-attr]
 
     session, events = held_back(steps, wanted)
@@ -1330,3 +1327,20 @@ def test_simultaneous_open() -> None:
     assert driver.verdict.findings == ()
     said = failure(run(steps, recipe, ModelStack(twist=alter(1, seq=shifted("seq", 1)))))
     assert said == "seq ISS+1, want ISS = ISS+0, too far by 1: an octet counted that was not sent"
+
+
+def test_previous_means_something_in_a_gap_alone() -> None:
+    driver = run([DATA, {"expect": {"flags": "A", "within": "2 * previous"}}])
+    assert failure(driver) == "there is no previous gap yet"
+
+
+def test_a_fault_of_conforms_own_is_raised_and_never_the_stacks() -> None:
+    driver = Driver(trial([DATA, ACKED]))
+    driver.session.stack.timers.clear()
+    with pytest.raises(KeyError):
+        driver.play()
+
+
+def test_a_segment_before_any_syn_that_nothing_expects() -> None:
+    driver = run([{"send": {"flags": "A", "ack": 5}}, {"silence": "now"}], [], connections={"c1": {"isn": 0}})
+    assert failure(driver) == "the stack sent R seq=5, which nothing expects"
