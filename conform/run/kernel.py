@@ -64,6 +64,27 @@ def enter_user_namespace() -> None:
             file.write(text)
 
 
+def tcp_sockets() -> int:
+    """How many TCP sockets, of both IP versions, are in the network namespace that the calling thread is in.
+
+    TIME-WAIT and connections not yet established (which go with their listener) are not counted: they pin nothing.
+    """
+    count = 0
+    for name in ("sockstat", "sockstat6"):
+        try:
+            fd = os.open(f"/proc/thread-self/net/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # a kernel without IPv6
+            continue
+        try:
+            text = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+        for line in text.splitlines():
+            if line.startswith((b"TCP:", b"TCP6:")):
+                count += int(line.split()[2])
+    return count
+
+
 def close_other_descriptors(keep: set[int]) -> None:
     """Close all but *keep*; standard input, output and error become /dev/null, so that nobody waits for their end."""
     null = os.open("/dev/null", os.O_RDWR)
