@@ -84,9 +84,16 @@ def command(
         jobs=jobs or 0,
         **rest,
     )
-    console = reporting.console()
-    ran = run(options, reporting.say, reporting.complain, console)
-    if ran.directory is not None:
+    ran = run(options, reporting.say, reporting.complain, reporting.Console())
+    if ran.directory is None:
+        return ran.exit
+    try:
         reader = Reader(ran.directory)
-        reporting.write(ran.directory, reader.header, reader.trials(), lambda: reader.end)
+        for path in reporting.write(ran.directory, reader.header, reader.trials(), lambda: reader.end):
+            reporting.say(f"  {path}")
+    except OSError as error:
+        reporting.complain(
+            f"{error.filename}: {error.strerror}: the reports are incomplete (conform judge writes them)"
+        )
+        return 3
     return ran.exit

@@ -19,8 +19,11 @@ from conform.cli import reporting
 @click.option("--row", help="Of a matrix, this row.  [the first]")
 def command(case: str, paths: tuple[Path, ...], row: str | None) -> int:
     """Show a case, named by its file, its id or a trial's id: what it asserts, and its packets as a ladder."""
+    from rich.console import Console
+
+    from conform.report import text
+    from conform.report.ladder import planned_ladder
     from conform.requirements import catalogue
-    from conform.run import sketch
     from conform.run.finding import NotFoundError, find
     from conform.run.plan import requirements
 
@@ -55,19 +58,6 @@ def command(case: str, paths: tuple[Path, ...], row: str | None) -> int:
     if len(found.loaded.rows) > 1:
         rows = [each.id for each in found.loaded.rows]
         click.echo(textwrap.fill(f"rows: {', '.join(rows)}; this is {found.row.id}", 100, subsequent_indent="      "))
-    _ladder(sketch.rungs(document))
+    click.echo()
+    text.print_ladder(Console(highlight=False), planned_ladder(document))
     return 0
-
-
-def _ladder(rungs: list) -> None:  # type: ignore[type-arg]
-    from conform.run import sketch
-
-    width = max(sketch.WIDTH, min(100, max(len(rung.text) + 2 * rung.depth + 8 for rung in rungs)))
-    click.echo(f"\ntester{'stack':>{width - 4}}")
-    before = True
-    for rung in rungs:
-        if before and not rung.in_recipe:
-            click.echo(f"├{' the steps ':─^{width}}┤" if rungs[0].in_recipe else f"│{'':{width}}│")
-        before = rung.in_recipe
-        line = sketch.draw(rung, width)
-        click.echo(click.style(line, dim=rung.in_recipe) + (f"  {rung.why}" if rung.why else ""))

@@ -53,6 +53,7 @@ class Options:
         """As the run file's header has them."""
         return {
             "paths": [str(path) for path in self.paths],
+            "stack": self.stack,
             "seed": self.seed,
             "ip": list(self.versions),
             "link": self.link,

@@ -14,6 +14,12 @@ from typing import Any
 
 FORMAT = 1
 NAME = "run.jsonl"
+#: What a trial's line has in every format from 1 on, and of which type.
+_TRIAL: dict[str, type] = {
+    "id": str, "case": str, "title": str, "file": str, "row": str, "ip": int, "attempt": int, "seed": int, "link": str,
+    "document": dict, "levels": dict, "stack": dict, "transcript": list, "verdict": dict, "result": str,
+    "expected": bool,
+}  # fmt: skip
 
 
 class RunFileError(Exception):
@@ -81,8 +87,11 @@ class Reader:
         for number, line in enumerate(self._lines(), 1):
             kind = line.get("kind")
             if kind == "trial":
-                if not isinstance(line.get("id"), str):
-                    raise RunFileError(f"{self.path}:{number}: a trial without its id")
+                for key, wanted in _TRIAL.items():
+                    if not isinstance(line.get(key), wanted):
+                        raise RunFileError(
+                            f"{self.path}:{number}: a trial's line without {key}, or not as it should be"
+                        )
                 yield line
             elif kind == "end":
                 self.end = line

@@ -129,8 +129,8 @@ def test_show(place: Path, name: str) -> None:
     shown = _conform("show", name)
     assert shown.exit_code == 0
     assert "9293-3.10.7.1-closed-syn-rst (rule, RFC 9293 section 3.10.7.1): CLOSED: SYN without ACK" in shown.output
-    assert "│── S (syn) ─" in shown.output
-    assert "│◀─ RA seq=0 ack=syn.end ─" in shown.output
+    assert "|-- S" in shown.output
+    assert "seq=0 ack=syn.end" in shown.output
 
 
 def test_new_writes_a_case_that_checks(place: Path) -> None:
@@ -159,8 +159,9 @@ def test_judge_finds_a_verdict_that_does_not_follow(place: Path) -> None:
         "findings": [], "unverified": [], "late": False,
     }  # fmt: skip
     line = {
-        "kind": "trial", "id": "a.v4", "transcript": [], "verdict": verdict, "expectation": None,
-        "result": "not-applicable", "expected": True,
+        "kind": "trial", "id": "a.v4", "case": "a", "title": "A title", "file": "a.yaml", "row": "", "ip": 4,
+        "attempt": 1, "seed": 0, "link": "tun", "document": {"covers": []}, "levels": {}, "stack": {},
+        "transcript": [], "verdict": verdict, "expectation": None, "result": "not-applicable", "expected": True,
     }  # fmt: skip
     writer.write(dumps(line))
     writer.write(dumps(line | {"id": "b.v4", "verdict": verdict | {"outcome": "pass"}, "result": "pass"}))

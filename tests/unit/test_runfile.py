@@ -9,6 +9,11 @@ import pytest
 
 from conform.run.runfile import FORMAT, Reader, RunFileError, Writer, dumps
 
+TRIAL = {
+    "kind": "trial", "id": "a.v4", "case": "a", "title": "t", "file": "a.yaml", "row": "", "ip": 4, "attempt": 1,
+    "seed": 0, "link": "tun", "document": {}, "levels": {}, "stack": {}, "transcript": [], "verdict": {},
+    "result": "pass", "expected": True,
+}  # fmt: skip
 HEADER = {"kind": "header", "format": FORMAT, "conform": "0.1.0", "planned": ["a.v4", "b.v4"]}
 
 
@@ -21,7 +26,7 @@ def _write(path: Path, *lines: dict[str, object]) -> Path:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    path = _write(tmp_path / "run.jsonl", HEADER, {"kind": "trial", "id": "a.v4"}, {"kind": "end", "exit": 0})
+    path = _write(tmp_path / "run.jsonl", HEADER, TRIAL, {"kind": "end", "exit": 0})
     reader = Reader(tmp_path)
     assert reader.header == HEADER
     assert [line["id"] for line in reader.trials()] == ["a.v4"]
@@ -31,7 +36,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_a_line_cut_short_is_dropped(tmp_path: Path) -> None:
-    path = _write(tmp_path / "run.jsonl", HEADER, {"kind": "trial", "id": "a.v4"})
+    path = _write(tmp_path / "run.jsonl", HEADER, TRIAL)
     path.write_bytes(path.read_bytes() + b'{"kind":"trial","id":"b.v')
     reader = Reader(path)
     assert [line["id"] for line in reader.trials()] == ["a.v4"]
@@ -61,7 +66,7 @@ def test_text_of_any_kind_survives(tmp_path: Path) -> None:
         (b"[]\n", ":1: each line is a JSON object"),
         (b'{"kind":"header","format":99,"conform":"9.0"}\n', ":1: format 99, written by conform 9.0"),
         (b'{"kind":"header","format":"1"}\n', ":1: format '1' is none that was ever written"),
-        (b'{"kind":"header","format":1}\n{"kind":"trial"}\n', ":2: a trial without its id"),
+        (b'{"kind":"header","format":1}\n{"kind":"trial"}\n', ":2: a trial's line without id"),
         (b'{"kind":"header","format":1}\n{"kind":"header"}\n', ":2: a second header"),
         (b'{"kind":"header","format":1}\nxx\n', ":2: not JSON"),
     ],
