@@ -133,6 +133,30 @@ def repeat(line: Line, header: Mapping[str, Any]) -> str:
     return clean(shlex.join(command))
 
 
+def repeat_run(header: Mapping[str, Any]) -> str:
+    """The command that runs all of it again."""
+    settings = header.get("settings") or {}
+    selection = settings.get("selection") or {}
+    command = ["conform", "run", *map(str, settings.get("paths") or ["cases"])]
+    for key, option in (("k", "-k"), ("tag", "--tag"), ("req", "--req"), ("level", "--level")):
+        values = selection.get(key) or ()
+        for value in [values] if isinstance(values, str) else values:
+            command += [option, str(value)]
+    command += ["--lf"] if selection.get("lf") else []
+    stack = settings.get("stack") or (header.get("stack") or {}).get("name", "linux")
+    if stack != "linux":
+        command += ["--stack", str(stack)]
+    usual = {"link": "auto", "agent": "auto", "gate": "all", "repeat": 1, "retry": 0, "timeout": 180.0, "pcap": "failed"}
+    for name, value in usual.items():
+        if settings.get(name, value) != value:
+            command += [f"--{name}", str(settings[name])]
+    versions = settings.get("ip") or [4, 6]
+    if len(versions) == 1:
+        command += ["--ip", str(versions[0])]
+    command += ["--seed", str(settings.get("seed", 0))]
+    return clean(shlex.join(command))
+
+
 def requirement_words(name: str, requirements: Requirements, levels: Mapping[str, str] | None = None) -> str:
     """A requirement's id with where it stands and what it says."""
     found = requirements.get(name)
