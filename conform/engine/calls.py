@@ -64,7 +64,8 @@ def conn_of(call: m.Call, session: Session) -> None:
                 return
             name = session.descriptor(call.on)
             if name is not None:
-                session.connection(name).called("close")
+                aborts = isinstance(call, m.CloseCall) and session.aborts(call.on)
+                session.connection(name).called("abort" if aborts else "close")
             elif isinstance(call, m.CloseCall):
                 session.unlistens(call.on)
         case m.KillCall() | m.ExitCall():
@@ -215,6 +216,8 @@ class Outcomes:
                     session.heard_port(call.on, port)
             case m.ListenCall():
                 session.listens(call.on)
+            case m.SetsockoptCall(option="SO_LINGER", value=dict() as value):
+                session.lingers(call.on, bool(value.get("onoff")) and not value.get("linger"))
             case m.AcceptCall():
                 name = call.as_ or m.CONNECTION
                 session.describes(name, name if name in session.connections else m.CONNECTION)

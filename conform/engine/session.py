@@ -130,6 +130,8 @@ class Session:
         self._previous_gap: float | None = None
         self._looked = 0.0
         self._moved: dict[str, tuple[int, float]] = {}
+        self._stirred: dict[str, float] = {}
+        self._lingering: set[str] = set()
         self._dirty = False
         self._stimulus: tuple[str, tuple[int, int] | None] = ("start", None)
         self._settled_once = True
@@ -265,6 +267,7 @@ class Session:
         if found.stack_port is None:
             found.stack_port = segment.sport
         self._queues[found.name].append(Arrival(segment, when, entry))
+        self._stirred[found.name] = self._now
         if not self._dirty:
             # Behind its fence: recorded against the step that caused it, and queued all the same.
             self.transcript.note(self._now, "late", of=entry, step=self._stimulus[0])
@@ -570,6 +573,7 @@ class Session:
             if own_ports and own_addresses and packet.ip.checksum is None:
                 una = connection.snd_una
                 connection.injected(packet)
+                self._stirred[connection.name] = self._now
                 if connection.snd_una != una:
                     self._moved[connection.name] = (una, done.after)
         return Interval(done.before, done.after)
@@ -849,16 +853,25 @@ class Session:
         self.transcript.note(self._now, "state", step=self._path, conn=name, state=state, inferred=inferred)
         if connection is None or not connection.used or self._queues[name]:
             return
-        possible = connection.states | ({st.CLOSED} if connection.states == {st.LISTEN} else set())
-        if state not in possible:
+        if state not in self._possible_states(connection):
             text = f"{self._path}: the stack says {state}, the wire implies {' or '.join(inferred)}"
             if text not in self._findings:
                 self._findings.append(text)
 
     def _possible(self, spec: m.StateSpec) -> bool:
         """Whether, by the wire, the state can be what *spec* says."""
-        states = self.connection(spec.conn).states
-        return bool((states | ({st.CLOSED} if st.LISTEN in states else set())) & set(spec.is_))
+        return bool(self._possible_states(self.connection(spec.conn)) & set(spec.is_))
+
+    def _possible_states(self, connection: Connection) -> set[str]:
+        """What the wire implies, and what it does not show: a listener's end, and that of a connection by time."""
+        states = set(connection.states)
+        if st.LISTEN in states:
+            states.add(st.CLOSED)
+        if self._now - self._stirred.get(connection.name, 0.0) >= self.stack.timers["timer.rto.initial"]:
+            unanswered = connection.snd_una != connection.snd_nxt
+            ending = states if unanswered else states & {st.TIME_WAIT, st.FIN_WAIT_2}
+            states |= {st.follow(state, event) for state in ending for event in ("2msl", "timeout")}
+        return states
 
     def _unread_state(self, spec: m.StateSpec) -> None:
         connection = self.connection(spec.conn)
@@ -1234,6 +1247,14 @@ class Session:
     def descriptor(self, name: str) -> str | None:
         """The connection that the descriptor *name* is of."""
         return self._descriptors.get(name)
+
+    def lingers(self, descriptor: str, aborts: bool) -> None:
+        """Whether a close of *descriptor* is an ABORT: SO_LINGER is on, and its time zero."""
+        (self._lingering.add if aborts else self._lingering.discard)(descriptor)
+
+    def aborts(self, descriptor: str) -> bool:
+        """Whether a close of *descriptor* is an ABORT (RFC 9293 section 3.10.5)."""
+        return descriptor in self._lingering
 
     def describes(self, name: str, connection: str) -> None:
         """The descriptor *name* is of *connection*."""

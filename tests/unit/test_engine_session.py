@@ -1344,3 +1344,45 @@ def test_a_fault_of_conforms_own_is_raised_and_never_the_stacks() -> None:
 def test_a_segment_before_any_syn_that_nothing_expects() -> None:
     driver = run([{"send": {"flags": "A", "ack": 5}}, {"silence": "now"}], [], connections={"c1": {"isn": 0}})
     assert failure(driver) == "the stack sent R seq=5, which nothing expects"
+
+
+@pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize("linger", [0, 5, None])
+def test_a_close_that_aborts_sends_nothing_once_both_fins_are_out(linger: int | None, read: bool) -> None:
+    close = [{"call": {"do": "shutdown", "how": "wr"}}, CLOSE[1], {"send": {"flags": "FA", "ack": "SND.UNA"}}, ACKED]
+    option = {"do": "setsockopt", "option": "SO_LINGER", "value": {"onoff": linger is not None, "linger": linger or 0}}
+    steps = [*close, {"call": option}, {"call": "close"}, {"state": "CLOSED"}]
+    stack = ModelStack(replies={"close": {"returned": 0}})
+    driver = run(steps, stack=stack, state=lambda n, s: "CLOSED" if read else None, liveness="port")
+    if read:
+        assert passes(driver).verdict.findings == (
+            () if linger == 0 else ("steps[6]: the stack says CLOSED, the wire implies CLOSING",)
+        )
+    elif linger == 0:
+        passes(driver)
+    else:
+        assert failure(driver) == "the wire implies CLOSING, want CLOSED"
+
+
+@pytest.mark.parametrize(("seconds", "possible"), [("100ms", False), ("1500ms", True)])
+@pytest.mark.parametrize("read", [True, False])
+def test_time_alone_ends_a_connection_without_a_segment(seconds: str, possible: bool, read: bool) -> None:
+    for before, state in (
+        (ACTIVE_CLOSE, "TIME-WAIT"),
+        ([*CLOSE, {"send": {"flags": "A", "ack": "fin.end"}}], "FIN-WAIT-2"),
+    ):
+        steps = [step for step in before if "state" not in step] + [{"silence": seconds}, {"state": "CLOSED"}]
+        driver = run(steps, state=lambda n, s: "CLOSED" if read else None, liveness="port")
+        if read:
+            assert bool(passes(driver).verdict.findings) is not possible
+        elif possible:
+            passes(driver)
+        else:
+            assert failure(driver) == f"the wire implies {state}, want CLOSED"
+    # What waits for nothing does not end by itself.
+    driver = run([DATA, ACKED, {"silence": seconds}, {"state": "CLOSED"}], state=lambda n, s: None)
+    assert failure(driver) == "the wire implies ESTABLISHED, want CLOSED"
+    # What was never acknowledged may have been given up.
+    steps = [SEND, {"expect": {"length": 10}}, {"silence": seconds}, {"state": "CLOSED"}]
+    driver = run(steps, state=lambda n, s: None, liveness="port")
+    assert driver.verdict.outcome == ("pass" if possible else "fail")
