@@ -30,13 +30,10 @@ class Mismatch:
 class Environment:
     """Where expressions find their values: a connection's variables, other connections, snapshots, captures, timers."""
 
-    def __init__(
-        self, connection: Connection, resolve: Callable[[str, Connection], float], capture: Callable[[str, int], None]
-    ) -> None:
+    def __init__(self, connection: Connection, resolve: Callable[[str, Connection], float]) -> None:
         self.connection = connection
         self.candidate: Segment | None = None
         self._resolve = resolve
-        self.capture = capture
 
     def value(self, expr: Expr) -> float:
         """The value of *expr*. Raises LookupError."""
@@ -77,8 +74,6 @@ def _holds(op: str, actual: int, low: int, high: int | None, sequence: bool) -> 
 
 
 def _distance(delta: int) -> str:
-    if delta == 0:
-        return "the same"
     return f"short by {-delta}" if delta < 0 else f"too far by {delta}"
 
 

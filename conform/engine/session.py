@@ -305,7 +305,7 @@ class Session:
 
     def environment(self, connection: Connection) -> Environment:
         """Where expressions about *connection* find their values."""
-        return Environment(connection, self.resolve, self._captures.__setitem__)
+        return Environment(connection, self.resolve)
 
     def seconds(self, expr: Expr) -> float:
         """*expr* in seconds. Raises LookupError."""

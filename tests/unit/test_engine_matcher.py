@@ -43,7 +43,7 @@ def matched(
     def resolve(name: str, about: Connection) -> float:
         return values[name] if name in values else about.variable(name)
 
-    return match_segment(ExpectSpec.model_validate(spec), seg, Environment(made, resolve, {}.__setitem__), again)
+    return match_segment(ExpectSpec.model_validate(spec), seg, Environment(made, resolve), again)
 
 
 def words(found: FieldMatcher) -> list[str]:
@@ -240,6 +240,11 @@ def test_sequence_numbers_wrap(edge: int, match: str, fits: set[int]) -> None:
         assert (not found.mismatches) == (by in fits)
 
 
+@pytest.mark.parametrize(("window", "fits"), [(0, False), (1, True), (5, True), (6, False)])
+def test_a_range_includes_both_ends(window: int, fits: bool) -> None:
+    assert (not matched({"window": "1..5"}, segment(window=window)).mismatches) is fits
+
+
 def test_an_isn_of_zero_is_an_isn() -> None:
     said = words(matched({"seq": 2}, segment(seq=3), of=connection(iss=0)))
     assert said == ["seq ISS+3, want 2 = ISS+2, too far by 1: an octet counted that was not sent"]
@@ -264,7 +269,7 @@ def test_a_name_that_conform_forgot_is_no_fault_of_the_stack() -> None:
 
 
 def test_describe() -> None:
-    env = Environment(connection(), lambda name, about: about.variable(name), {}.__setitem__)
+    env = Environment(connection(), lambda name, about: about.variable(name))
 
     def said(spec: dict[str, Any]) -> str:
         return describe(ExpectSpec.model_validate(spec), env)
@@ -289,7 +294,7 @@ def test_preview() -> None:
 
 
 def test_numbers_compared_with_numbers_alone() -> None:
-    env = Environment(connection(), lambda name, about: about.variable(name), {}.__setitem__)
+    env = Environment(connection(), lambda name, about: about.variable(name))
     out = FieldMatcher(env)
     out.number("it returned", parse_match("4"), 5)
     out.number("x", None, 5)

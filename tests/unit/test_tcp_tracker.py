@@ -253,6 +253,31 @@ def test_simultaneous_open(irs: int, last: int) -> None:
     assert wire.c.snd_una == wire.c.snd_nxt
 
 
+def test_a_reopening_that_came_to_nothing_is_forgotten() -> None:
+    wire = time_wait()
+    wire.tester(SYN, 900)
+    wire.tester(SYN, 5000)
+    wire.c.observed(Segment(IP, 80, 40000, 77, add(wire.irs, 5001), SYN | ACK, WINDOW))
+    assert wire.states == {"SYN-RECEIVED"}
+    assert wire.rcv_nxt == 5001
+    wire.c.observed(Segment(IP, 80, 40000, 77, add(wire.irs, 5001), SYN | ACK, WINDOW))
+    assert wire.states == {"SYN-RECEIVED"}
+
+
+def test_a_window_counts_from_the_syn_on() -> None:
+    wire = syn_received()
+    wire.tester(ACK, 1, 1, window=40)
+    wire.tester(ACK, 0, 1, b"xy", window=30)  # older than what the window came with
+    assert wire.c.variable("SND.WND") == 40
+
+
+def test_the_tester_goes_on_behind_what_filled_a_gap() -> None:
+    wire = established()
+    wire.tester(ACK, 4, 1, b"def")
+    wire.tester(ACK, 1, 1, b"abc")
+    assert wire.c.tester_nxt == wire.c.rcv_nxt == add(wire.irs, 7)
+
+
 def test_a_syn_ack_completes_no_passive_open() -> None:
     wire = syn_received()
     wire.tester(SYN | ACK, 0, 1)
@@ -361,6 +386,28 @@ def test_a_syn_in_time_wait_is_taken_or_not(taken: bool, seq: int) -> None:
     assert not wire.c.fin_received
     wire.c.injected(Segment(IP, 40000, 80, add(irs, 1), 78, ACK))
     assert wire.states == {"ESTABLISHED"}
+
+
+def test_nothing_of_an_old_incarnation_counts() -> None:
+    wire = listening()
+    wire.tester(SYN, 0, options=(Option("window-scale", 2), TS))
+    wire.stack(SYN | ACK, 0, 1, options=(Option("window-scale", 7), Option("ts", (9, 100))))
+    wire.tester(ACK, 1, 1, b"abc", window=9)
+    wire.c.read = 2
+    wire.stack(ACK, 1, 4, b"0123456789")
+    wire.tester(ACK, 9, 1, b"held")
+    wire.tester(RST, 4)
+    irs = add(wire.irs, 5000)
+    wire.c.injected(Segment(IP, 40000, 80, irs, flags=SYN, window=50))
+    wire.c.observed(Segment(IP, 80, 40000, 77, add(irs, 1), SYN | ACK, WINDOW))
+    fresh = syn_received(irs, 77)
+    fresh.c.snd_wnd = fresh.c.max_snd_wnd = 50
+    for name in ("rcv_shift", "snd_shift", "read", "received", "_sent", "_held", "_reopening", "timestamps", "fin_seq"):
+        assert getattr(wire.c, name) == getattr(fresh.c, name), name
+    assert wire.c.variable("SND.UNA") == 77
+    assert wire.c.variable("SND.WND") == 50
+    wire.c.injected(Segment(IP, 40000, 80, add(irs, 1), 78, ACK, window=40))
+    assert wire.c.variable("SND.WND") == 40
 
 
 def test_a_new_connection_after_the_old_one_is_closed() -> None:
