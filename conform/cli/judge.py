@@ -24,14 +24,18 @@ def command(run: Path, out: Path | None) -> int:
     judged = Judged()
     try:
         reader = Reader(run)
-        reporting.write(out or reader.path.parent, reader.header, derive(reader, judged), lambda: reader.end)
+        own = reader.path.parent
+        reports = reporting.Reports(out or own, reader.header, own)
+        for line in derive(reader, judged):
+            reports.trial(line)
+        reports.finish(reader.end)
     except RunFileError as error:
         reporting.complain(str(error))
         return 2
     except OSError as error:
         reporting.complain(f"{error.filename}: {error.strerror}")
         return 2
-    for text in judged.differ:
+    for text in [*judged.differ, *reports.failed]:
         reporting.complain(text)
     counts = ", ".join(f"{number} {result}" for result, number in judged.counts.most_common())
     click.echo(f"{judged.counts.total()} trials judged again: {counts}")
@@ -39,4 +43,4 @@ def command(run: Path, out: Path | None) -> int:
         click.echo(f"{len(judged.unfinished)} planned trials have no line: the run was ended early")
     if judged.differ:
         reporting.complain(f"{len(judged.differ)} lines do not hold the verdict that follows from them")
-    return judged.exit
+    return 3 if reports.failed else judged.exit

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,11 +46,17 @@ def _flush() -> None:
 
 
 class Console:
-    """Tells of a run as it goes: on a terminal one line that moves, elsewhere a plain line now and then."""
+    """Tells of a run as it goes: on a terminal one line that moves, elsewhere a plain line now and then.
+
+    It also hands each trial to the run's ``reports``, which it makes when the run starts.
+    """
 
     def __init__(self) -> None:
         from conform.report import github
         from conform.report.text import Tally
+
+        self.reports: Reports | None = None
+        self.end: dict[str, Any] | None = None
 
         self._terminal = sys.stdout.isatty()
         self._tally = Tally()
@@ -81,6 +87,7 @@ class Console:
         from conform.report import github
 
         self._header, self._directory, self._total = event.header, event.directory, event.total
+        self.reports = Reports(Path(event.directory), event.header)
         settings = event.header["settings"]
         click.echo(
             f"{event.total} trials of {event.header['stack']['name']}, seed {settings['seed']}, to {event.directory}"
@@ -91,11 +98,10 @@ class Console:
             self._github = github.Writer(event.header, sys.stdout, catalogue())
 
     def _trial(self, event: events.TrialFinished) -> None:
-        if event.expected and event.result == "pass" and self._github is None:
-            self._tally.count(event.id, event.result, event.expected, event.duration)
-            return
         line = event.line
         self._tally.add(line)
+        if self.reports is not None:
+            self.reports.trial(line)
         if not event.expected:
             from conform.report import text
             from conform.requirements import catalogue
@@ -130,6 +136,7 @@ class Console:
         from conform.report import text
 
         self._wipe()
+        self.end = event.end
         if self._github is not None:
             self._github.finish(event.end)
         code = event.end["exit"]
@@ -139,22 +146,40 @@ class Console:
         click.echo(click.style(last, fg="green" if code == 0 else "red", bold=True))
 
 
-def write(
-    directory: Path, header: dict[str, Any], lines: Iterable[dict[str, Any]], end: Callable[[], dict[str, Any] | None]
-) -> list[Path]:
-    """Write junit.xml and report.html of a run to *directory*, in one pass over *lines*; *end* gives the end line
-    once they are read. Which files there are then. Raises OSError."""
-    from conform.report import junit
-    from conform.requirements import catalogue
+class Reports:
+    """junit.xml and report.html of a run, made trial by trial so that little is left to do at its end.
 
-    directory.mkdir(parents=True, exist_ok=True)
-    writers: dict[str, Writer] = {JUNIT: junit.Writer(header, directory / JUNIT, catalogue())}
-    html = getattr(importlib.import_module("conform.report.html"), "Writer", None)
-    if html is not None:
-        writers[HTML] = html(header, directory / HTML, catalogue())
-    for line in lines:
-        for writer in writers.values():
-            writer.trial(line)
-    for writer in writers.values():
-        writer.finish(end())
-    return [directory / name for name in writers]
+    A report that cannot be made is told of in ``failed`` and does not keep the others.
+    """
+
+    def __init__(self, directory: Path, header: dict[str, Any], run: Path | None = None) -> None:
+        """Reports to *directory*, made if need be, of the run in *run* where that is another. Raises OSError."""
+        from conform.report import html, junit
+        from conform.requirements import catalogue
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self.failed: list[str] = []
+        self._writers: dict[Path, Writer] = {
+            directory / JUNIT: junit.Writer(header, directory / JUNIT, catalogue()),
+            directory / HTML: html.Writer(header, directory / HTML, catalogue(), run),
+        }
+
+    def trial(self, line: dict[str, Any]) -> None:
+        """Take the trial of *line*."""
+        self._each(lambda writer: writer.trial(line))
+
+    def finish(self, end: dict[str, Any] | None) -> list[Path]:
+        """Write the files; which there are then."""
+        self._each(lambda writer: writer.finish(end))
+        return list(self._writers)
+
+    def _each(self, work: Callable[[Writer], None]) -> None:
+        for path, writer in list(self._writers.items()):
+            try:
+                work(writer)
+            except OSError as error:
+                self.failed.append(f"{path}: {error.strerror}")
+                del self._writers[path]
+            except Exception:
+                self.failed.append(f"{path}: {traceback.format_exc()}")
+                del self._writers[path]

@@ -73,7 +73,6 @@ def command(
     """
     from conform.cli import reporting
     from conform.run.command import Options, run
-    from conform.run.runfile import Reader
     from conform.run.select import Selection
 
     options = Options(
@@ -84,16 +83,12 @@ def command(
         jobs=jobs or 0,
         **rest,
     )
-    ran = run(options, reporting.say, reporting.complain, reporting.Console())
-    if ran.directory is None:
+    console = reporting.Console()
+    ran = run(options, reporting.say, reporting.complain, console)
+    if console.reports is None:
         return ran.exit
-    try:
-        reader = Reader(ran.directory)
-        for path in reporting.write(ran.directory, reader.header, reader.trials(), lambda: reader.end):
-            reporting.say(f"  {path}")
-    except OSError as error:
-        reporting.complain(
-            f"{error.filename}: {error.strerror}: the reports are incomplete (conform judge writes them)"
-        )
-        return 3
-    return ran.exit
+    for path in console.reports.finish(console.end):
+        reporting.say(f"  {path}")
+    for text in console.reports.failed:
+        reporting.complain(f"a report is missing (conform judge writes it again): {text}")
+    return ran.exit if not console.reports.failed else 3

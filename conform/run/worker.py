@@ -572,9 +572,10 @@ def main(
     signal.set_wakeup_fd(-1)
     kernel.die_with_parent()
     kernel.name_process("conform-worker")
-    gc.freeze()  # the plan is shared with main; the collector would copy it by visiting it
     try:
         netns.unshare_home()
+        codec.preload()  # now, that no trial's clock runs while scapy is imported
+        gc.freeze()  # the plan is shared with main; the collector would copy it by visiting it
         Worker(channel, ward, plan, settings, expectations, adapter).run()
     except BaseException:
         channel.send(wire.FAILED, 1, traceback.format_exc().encode("utf-8", "replace"))
