@@ -98,7 +98,10 @@ class Writer:
         """Print what remains, and append the summary to ``GITHUB_STEP_SUMMARY``."""
         more = self._tally.unexpected - _MOST_ANNOTATIONS
         if more > 0:
-            print(f"::notice title=conform::{more} more unexpected results: see the summary and report.html", file=self._out)
+            print(
+                f"::notice title=conform::{more} more unexpected results: see the summary and report.html",
+                file=self._out,
+            )
         path = self._environment.get("GITHUB_STEP_SUMMARY")
         if path:
             with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:

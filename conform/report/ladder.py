@@ -127,7 +127,9 @@ def yaml_line(step: Mapping[str, Any], longest: int = _LONGEST_YAML) -> str:
 
 def _flow(value: Any, outer: bool = False) -> str:
     if isinstance(value, str):
-        return value if _PLAIN.match(value) or (outer and value.isprintable()) else json.dumps(value, ensure_ascii=False)
+        return (
+            value if _PLAIN.match(value) or (outer and value.isprintable()) else json.dumps(value, ensure_ascii=False)
+        )
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k}: {_flow(v)}" for k, v in value.items() if k != "@") + "}"
     if isinstance(value, (list, tuple)):
@@ -267,8 +269,13 @@ def _actual_field(name: str, packet: Mapping[str, Any], numbers: _Numbers) -> st
     return str(packet.get(name, {"window": 65535}.get(name, 0)))
 
 
-def _fields(spec: Any, packet: Mapping[str, Any], numbers: _Numbers, words: tuple[str, ...]) -> tuple[Field, ...]:
-    """What an expectation says of a segment against what the segment holds. Which of them differ the engine said."""
+def _fields(
+    spec: Any, packet: Mapping[str, Any], numbers: _Numbers, words: tuple[str, ...], described: str
+) -> tuple[Field, ...]:
+    """What an expectation says of a segment against what the segment holds.
+
+    Which fields differ, and what an expression came to (in *described*), the engine said.
+    """
     if not isinstance(spec, Mapping) or "quotes" in packet:
         return ()
     out = []
@@ -277,6 +284,9 @@ def _fields(spec: Any, packet: Mapping[str, Any], numbers: _Numbers, words: tupl
             continue
         wrong = next((w for w in words if w.startswith(f"{name} ") or _is_part(name, w)), None)
         expected = _flow(spec[name])
+        if name in ("seq", "ack"):
+            came_to = re.search(rf"\b{name}={re.escape(expected)} \(([^)]*)\)", described)
+            expected += f" = {came_to[1]}" if came_to else ""
         if wrong is not None and not _is_part(name, wrong):
             found = re.search(r", want (.+?)(?:, (?:short by|too far by|the same)| \(|$)", wrong)
             expected = found[1] if found else expected
@@ -303,7 +313,7 @@ def call_text(request: Mapping[str, Any]) -> str:
             said.append(str(value))
         elif key == "payload":
             said.append(f"{len(str(value)) // 2} octets")
-        elif key == "size" and value == 65536 or (key == "flags" and not value):
+        elif (key == "size" and value == 65536) or (key == "flags" and not value):
             continue
         else:
             said.append(f"{key} {_flow(value)}")
@@ -347,7 +357,6 @@ class _Builder:
         self._begun: set[str] = set()
         self._with_yaml: set[str] = set()
         self._now_in = ""
-        self._rows_at_begin = 0
         self._calls: dict[int, tuple[Row, int]] = {}
         self._by_entry: dict[int, Row] = {}
         self._reads: dict[int, str] = {}
@@ -373,7 +382,7 @@ class _Builder:
                 self._event(index, entry)
             else:
                 self._note(entry)
-        self._end_step()
+        self._end_step(last=True)
         self._fault()
         if self._transcript:
             self._rows += self._unreached()
@@ -464,10 +473,9 @@ class _Builder:
             self._end_step()
             self._now_in = entry["step"]
             self._begun.add(entry["step"])
-            self._rows_at_begin = len(self._rows)
-            if self._kind_at(entry["step"]) in ("any_order", "repeat"):
-                self._add(Row("note", "in any order" if self._kind_at(entry["step"]) == "any_order" else "again and again",
-                              time=entry["t"]), entry["step"])  # fmt: skip
+            words = {"any_order": "in any order", "repeat": "again and again"}.get(self._kind_at(entry["step"]))
+            if words is not None:
+                self._add(Row("note", words, time=entry["t"]), entry["step"])
         elif note == "state":
             row = self._rows[-1] if self._rows else None
             if row is not None and row.kind == "state":
@@ -487,10 +495,12 @@ class _Builder:
                 found = self._at(step)
                 if found is not None:
                     _tell(row, found)
+                elif step == "end":
+                    row.note = row.note or "is it alive?"
         self._rows.append(row)
         return row
 
-    def _end_step(self) -> None:
+    def _end_step(self, last: bool = False) -> None:
         """A step that left no trace of its own: a check that held, a call that had ended before it was asked for."""
         step, kind = self._now_in, self._kind_at(self._now_in)
         if not kind or step in self._with_yaml or kind in _NESTING:
@@ -498,16 +508,22 @@ class _Builder:
         failure = self._verdict.get("failure")
         if failure is not None and failure["step"] == step:
             return
-        done = {"check": "holds", "blocked": "it sleeps", "finish": "it had ended", "expect": "", "state": "not read out"}
-        self._add(Row("note", done.get(kind, "done"), time=None), step)
+        if last and self._verdict.get("outcome") != "pass":
+            self._add(Row(_drawn(kind), "", mark="unreached"), step)  # it had begun, and came to nothing
+        elif kind in ("blocked", "finish"):
+            self._add(Row("reply", "it sleeps" if kind == "blocked" else "it had ended"), step)
+        else:
+            done = {"check": "holds", "state": "cannot be read out", "expect": ""}
+            self._add(Row("note", done.get(kind, "done")), step)
 
     # The fault -------------------------------------------------------------------------------------------------------
     def _fault(self) -> None:
         failure = self._verdict.get("failure")
         if failure is None:
-            if self._verdict.get("outcome") in ("error", "inconclusive") and self._verdict.get("reason"):
-                if not any(row.mark == "broken" for row in self._rows):
-                    self._rows.append(Row("note", str(self._verdict["reason"]), mark="broken"))
+            told = any(row.mark == "broken" for row in self._rows)
+            reason = self._verdict.get("reason")
+            if self._verdict.get("outcome") in ("error", "inconclusive") and reason and not told:
+                self._rows.append(Row("note", str(reason), mark="broken"))
             return
         words = tuple(failure.get("arithmetic") or ())
         entry = failure.get("entry")
@@ -538,7 +554,8 @@ class _Builder:
         if spec is not None and entry is not None:
             packet = self._transcript[entry].get("packet", {})
             if "flags" in packet:
-                fields = _fields(spec, packet, self._connection((packet["sport"], packet["dport"]), "", ""), words)
+                numbers = self._connection((packet["sport"], packet["dport"]), "", "")
+                fields = _fields(spec, packet, numbers, words, failure.get("expected", ""))
         row.mark = "failed"
         row.trouble = Trouble(failure["summary"], failure.get("expected", ""), failure.get("actual", ""), words, fields)
         if failure.get("place") and row.place is None:
@@ -552,9 +569,7 @@ class _Builder:
                 path = f"{part}[{index}]"
                 if path in self._begun:
                     continue
-                kind = kind_of(step)
-                drawn: Kind = kind if kind in ("send", "call", "state", "silence") else "note"  # type: ignore[assignment]
-                row = Row("missing" if kind == "expect" else drawn, "", path, part=_part(path), mark="unreached")
+                row = Row(_drawn(kind_of(step)), "", path, part=_part(path), mark="unreached")
                 _tell(row, step)
                 yield row
 
@@ -575,6 +590,12 @@ class _Builder:
             name = spec.get("conn", _SENDS_DEFAULT_CONNECTION) if isinstance(spec, Mapping) else f"port {ports[1]}"
             found = self._numbers[ports] = _Numbers(str(name))
         return found
+
+
+def _drawn(kind: str) -> Kind:
+    """How a step of that kind is drawn that came to nothing."""
+    kinds: dict[str, Kind] = {"send": "send", "expect": "missing", "call": "call", "start": "call", "state": "state"}
+    return kinds.get(kind, "note")
 
 
 def _part(step: str) -> Part:
@@ -669,7 +690,9 @@ def _symbols(spec: Mapping[str, Any]) -> str:
 def _planned_call(call: Any) -> str:
     if isinstance(call, str):
         return f"{call}()"
-    request = {key: value for key, value in call.items() if key not in ("returns", "error", "data", "signal", "payload")}
+    request = {
+        key: value for key, value in call.items() if key not in ("returns", "error", "data", "signal", "payload")
+    }
     text = call_text(request)
     if "payload" in call:
         text = text.replace("(", f"({_flow(call['payload'])}" + (", " if "()" not in text else ""), 1)

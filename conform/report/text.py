@@ -46,8 +46,10 @@ _SLOWEST = 5
 _PACKETS = 6
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 #: For output that takes no more than ASCII.
-_ASCII = str.maketrans({"│": "|", "─": "-", "▶": ">", "◀": "<", "●": "*", "■": "=", "✗": "X", "…": "...", "→": "->",
-                        "§": "section ", "×": "x", "±": "+/-", "┄": ".", "├": "+", "┤": "+", "–": "-", "’": "'"})  # fmt: skip
+_ASCII = str.maketrans(
+    {"│": "|", "─": "-", "▶": ">", "◀": "<", "●": "*", "■": "=", "✗": "X", "…": "...", "→": "->", "§": "section ",
+     "×": "x", "±": "+/-", "┄": ".", "├": "+", "┤": "+", "–": "-", "’": "'"}
+)  # fmt: skip
 
 
 class Requirement(Protocol):
@@ -146,7 +148,15 @@ def repeat_run(header: Mapping[str, Any]) -> str:
     stack = settings.get("stack") or (header.get("stack") or {}).get("name", "linux")
     if stack != "linux":
         command += ["--stack", str(stack)]
-    usual = {"link": "auto", "agent": "auto", "gate": "all", "repeat": 1, "retry": 0, "timeout": 180.0, "pcap": "failed"}
+    usual = {
+        "link": "auto",
+        "agent": "auto",
+        "gate": "all",
+        "repeat": 1,
+        "retry": 0,
+        "timeout": 180.0,
+        "pcap": "failed",
+    }
     for name, value in usual.items():
         if settings.get(name, value) != value:
             command += [f"--{name}", str(settings[name])]
@@ -177,7 +187,9 @@ def broken(line: Line) -> list[str]:
 
 def packet_line(row: Row) -> str:
     """One row of a ladder in one line without drawing."""
-    arrow = {"send": "->", "recv": "<-", "missing": "<-", "call": " *", "reply": " *", "state": " ="}.get(row.kind, "  ")
+    arrow = {"send": "->", "recv": "<-", "missing": "<-", "call": " *", "reply": " *", "state": " ="}.get(
+        row.kind, "  "
+    )
     time = f"{row.time * 1000:10.2f} ms" if row.time is not None else " " * 13
     text = f"nothing; want {row.text}" if row.kind == "missing" and row.mark == "failed" else row.text
     conn = f"[{row.conn}] " if row.conn else ""
@@ -197,7 +209,9 @@ def trial(
     told = judged(line)
     verdict, failure = told["verdict"], told["verdict"].get("failure")
     level = f" {verdict['level'].upper()}" if verdict.get("level") else ""
-    out = [f"{RESULTS.get(line['result'], clean(line['result']).upper())}{level} {clean(line['id'])}  {clean(place(line))}"]
+    out = [
+        f"{RESULTS.get(line['result'], clean(line['result']).upper())}{level} {clean(line['id'])}  {clean(place(line))}"
+    ]
 
     last = ""
 
@@ -326,7 +340,14 @@ def summary(
 
 # Ladders -------------------------------------------------------------------------------------------------------------
 _NARROW, _WIDE = 40, 76
-_STYLES = {"failed": "bold red", "broken": "bold red", "noise": "dim", "unread": "dim", "unreached": "dim", "late": "yellow"}
+_STYLES = {
+    "failed": "bold red",
+    "broken": "bold red",
+    "noise": "dim",
+    "unread": "dim",
+    "unreached": "dim",
+    "late": "yellow",
+}
 
 
 def _rung(row: Row, width: int) -> tuple[str, str]:

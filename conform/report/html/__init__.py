@@ -33,6 +33,7 @@ from conform.report.text import Line, Requirements, Tally
 _HERE = Path(__file__).parent
 #: More than this open at once is a wall; the others open at a click.
 _MOST_OPEN = 25
+_MOST_FINDINGS = 200
 
 #: The sections in their order: title, what it means, whether its trials are open.
 _SECTIONS: dict[str, tuple[str, str, bool]] = {
@@ -44,7 +45,11 @@ _SECTIONS: dict[str, tuple[str, str, bool]] = {
     ),
     "error": ("Errors", "conform's own failures: they say nothing of the stack.", True),
     "flaky": ("Flaky", "They failed, and passed when tried again.", False),
-    "inconclusive": ("Inconclusive", "What was to be shown could not be: not a failure of what the case is about.", False),
+    "inconclusive": (
+        "Inconclusive",
+        "What was to be shown could not be: not a failure of what the case is about.",
+        False,
+    ),
     "tolerated": ("Failures that the gate does not ask for", "", False),
     "expected-failure": ("Expected failures", "Known deviations, with their reasons.", False),
     "not-applicable": ("Not applicable", "What the stack does not claim to do.", False),
@@ -97,6 +102,7 @@ class Writer:
         self._pieces: list[_Piece] = []
         self._entries: dict[str, Mapping[str, Any]] = {}
         self._known: dict[tuple[str, str], Markup] = {}
+        self._findings: list[tuple[str, str]] = []
         self._render = _macros()
 
     def __enter__(self) -> Writer:
@@ -111,6 +117,9 @@ class Writer:
     def trial(self, line: Line) -> None:
         """Take the trial of *line*."""
         self._tally.add(line)
+        for words in line["verdict"].get("findings") or ():
+            if len(self._findings) < _MOST_FINDINGS:
+                self._findings.append((text.clean(line["id"]), text.clean(words)))
         section, group = self._place(line)
         content = str(self._render.trial(self._view(line))).encode("utf-8", "replace")
         offset = self._spool.tell()
@@ -147,6 +156,7 @@ class Writer:
             recipe, rows = [], _shortened(rows)
         else:
             rows = [row for row in rows if row.part != "recipe"]
+        astray = any(row.mark in ("failed", "broken", "unreached") for row in recipe)
         pcap = line.get("pcap")
         return {
             "id": text.clean(line["id"]),
@@ -154,15 +164,15 @@ class Writer:
             "result": line["result"] if line["result"] in text.RESULTS else "fail",
             "label": " ".join((text.RESULTS.get(line["result"], "?"), (verdict.get("level") or "").upper())).strip(),
             "lasted": text.duration_words(line.get("duration") or 0.0),
-            "said": "" if passed else text.clean(text.reason(line)),
+            "said": "" if line["result"] in ("pass", "not-applicable") else text.clean(text.reason(line)),
             "facts": list(self._facts(line, told)),
             "requirements": Markup("<br>").join(self._requirement(name, line) for name in text.broken(line)),
             "repeat": text.repeat(line, self._header),
             "pcap": quote(f"./{self._to_run}/{pcap}" if self._to_run else f"./{pcap}") if pcap else "",
             "pcap_name": text.clean(pcap),
-            "given": given,
+            "given": given + (", not reached" if astray else f", reached by {len(recipe)} events" if recipe else ""),
             "recipe": recipe,
-            "recipe_open": any(row.trouble for row in recipe),
+            "recipe_open": astray,
             "rows": rows,
         }
 
@@ -173,7 +183,7 @@ class Writer:
         if why and line["result"] != "pass":
             yield "why", text.clean(why)
         entry = line.get("expectation")
-        if entry and line["result"] in ("expected-failure", "unexpected-pass"):
+        if entry and line["result"] == "unexpected-pass":  # of an expected failure the group says it
             yield "known as", text.clean(f"{entry.get('reason', '')} ({entry.get('file', '')}:{entry.get('line', '')})")
         for name, label in (("findings", "finding"), ("unverified", "not checked")):
             for words in verdict.get(name) or ():
@@ -215,7 +225,11 @@ class Writer:
             inside = list(members)
             if group:
                 entry = self._entries.get(group) if name == "expected-failure" else None
-                shown = [(key, text.clean(entry[key])) for key in ("rfc", "packets", "message") if entry.get(key)] if entry else []
+                shown = (
+                    [(key, text.clean(entry[key])) for key in ("rfc", "packets", "message") if entry.get(key)]
+                    if entry
+                    else []
+                )
                 if entry:
                     shown.append(("listed in", text.clean(f"{entry.get('file', '')}:{entry.get('line', '')}")))
                 put(self._render.group(text.clean(group), len(inside), name == "expected-failure", shown))
@@ -260,8 +274,10 @@ class Writer:
             ],
             "command": text.repeat_run(header),
             "facts": list(_facts(header)),
+            "findings": sorted(self._findings),
             "slowest": [
-                (text.duration_words(seconds), text.clean(name)) for seconds, name in sorted(tally.slowest, reverse=True)
+                (text.duration_words(seconds), text.clean(name))
+                for seconds, name in sorted(tally.slowest, reverse=True)
             ],
             "style": style,
             "style_hash": _hashed(style),
@@ -306,12 +322,19 @@ def _facts(header: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str
         ("Environment", header.get("environment") or {}),
         ("Settings", header.get("settings") or {}),
     ):
-        shown = [(text.clean(key), text.clean(_words(value))) for key, value in facts.items() if value not in (None, "", [], {})]
+        shown = [
+            (text.clean(key), text.clean(_words(value)))
+            for key, value in facts.items()
+            if value not in (None, "", [], {})
+        ]
         yield title, shown
 
 
 def write(
-    run: Iterable[Mapping[str, Any]], path: Path, requirements: Requirements | None = None, directory: Path | None = None
+    run: Iterable[Mapping[str, Any]],
+    path: Path,
+    requirements: Requirements | None = None,
+    directory: Path | None = None,
 ) -> None:
     """Write the run whose lines are *run* (header, trials, end) to *path*."""
     lines = iter(run)
