@@ -108,14 +108,17 @@ class Pool:
         for end in (wake, woken):
             end.setblocking(False)
         kernel.adopt_orphans()
-        before = {n: signal.signal(n, self._interrupted) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {}
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means what it says
+                before[number] = signal.signal(number, self._interrupted)
         wakeup = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
         self._inherited = (wake, woken)
         self._selector.register(wake, selectors.EVENT_READ)
         try:
             self._not_applicable()
             for _ in range(min(self._jobs, len(self._queue))):
-                self._start()
+                self._begin()
             while self._members and not self._signal and not self._over():
                 self._turn(wake)
         finally:
@@ -228,6 +231,13 @@ class Pool:
         self._finished(index, result, expected, 0.0, raw)
 
     # Workers -----------------------------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        """Start a worker, or say why there is none; without any the run is over and its ledger does not agree."""
+        try:
+            self._start()
+        except OSError as error:
+            self._tell(events.Notice(f"a worker could not be started: {error}"))
+
     def _start(self) -> None:
         """Start a worker: init of a PID namespace of its own, child of main.
 
@@ -253,7 +263,8 @@ class Pool:
         os.waitpid(between, 0)
         told = ours.recv(_PID.size)
         if len(told) < _PID.size:
-            raise OSError("a worker could not be started")
+            ours.close()
+            raise OSError("the process that was to make it ended early")
         ours.send(b"!")
         member = _Member(_PID.unpack(told)[0], wire.Channel(ours))
         self._members[ours.fileno()] = member
@@ -290,7 +301,7 @@ class Pool:
             self._tell(events.Notice(f"{_DEATHS} workers died in a row; the run is given up"))
             self._stopped = True
         elif not self._over() and self._queue:
-            self._start()
+            self._begin()
 
     def _end_members(self) -> None:
         for member in self._members.values():

@@ -54,6 +54,7 @@ def examine(link: LinkChoice = "auto") -> Machine:
     """Look at everything. Takes some 50 ms; never raises for what the machine lacks."""
     machine = Machine()
     machine.environment = {
+        "hostname": platform.node(),
         "kernel": platform.release(),
         "machine": platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
@@ -315,8 +316,9 @@ def brief(machine: Machine) -> list[str]:
             f" fences {'hold' if fences else 'do not hold'}, congestion control {' '.join(control.get('allowed', []))}"
         )
     for finding in machine.findings:
-        if not finding.ok and (finding.needed or finding.name not in ("tun", "veth")):
-            lines.append(
-                f"{finding.name}: {finding.text}" + (f"\n  to mend it: {finding.remedy}" if finding.remedy else "")
-            )
+        if finding.ok or (finding.name in ("tun", "veth") and not finding.needed):
+            continue
+        lines.append(f"{finding.name}: {finding.text}")
+        if finding.needed and finding.remedy:
+            lines.append(f"  to mend it: {finding.remedy}")
     return lines
