@@ -83,12 +83,12 @@ def command(
         jobs=jobs or 0,
         **rest,
     )
-    console = reporting.Console()
-    ran = run(options, reporting.say, reporting.complain, console)
-    if console.reports is None:
-        return ran.exit
-    for path in console.reports.finish(console.end):
-        reporting.say(f"  {path}")
-    for text in console.reports.failed:
+    reporter = reporting.Reporter()
+    try:
+        ran = run(options, reporting.say, reporting.complain, reporter)
+    finally:
+        reporter.close()
+    failed = reporter.reports.failed if reporter.reports is not None else []
+    for text in failed:
         reporting.complain(f"a report is missing (conform judge writes it again): {text}")
-    return ran.exit if not console.reports.failed else 3
+    return 3 if failed else ran.exit

@@ -87,7 +87,7 @@ class Pool:
         self._warden = warden
         self._adapter = adapter
         self._report = report
-        self._reporting: str | None = None
+        self._reporting = ""
         self._jobs = jobs
         self._stop_first = stop_first
         self._selector = selectors.DefaultSelector()
@@ -133,12 +133,10 @@ class Pool:
 
     def _tell(self, event: events.Event) -> None:
         """Tell the reporter, which must not be able to end the run: what it would have said is in the run file."""
-        if self._reporting is not None:
+        if self._reporting:
             return
         try:
             self._report(event)
-        except BrokenPipeError:
-            self._reporting = ""  # nobody listens any more (conform run | head)
         except Exception:
             self._reporting = traceback.format_exc()
 
@@ -335,7 +333,7 @@ class Pool:
         end: dict[str, Any] = {"kind": "end", "finished": now(), "counts": counts, "exit": code}
         self._writer.write(dumps(end))
         self._tell(events.RunEnded(end, str(self._settings.directory), time.monotonic() - self._started, unfinished))
-        return Outcome(self._counts, code, unfinished, self._signal, self._reporting or "")
+        return Outcome(self._counts, code, unfinished, self._signal, self._reporting)
 
 
 def _how(status: int | None) -> str:
