@@ -28,7 +28,8 @@ _NESTING = ("one_of", "any_order", "optional", "repeat")
 #: Longer than this a step is cut short: it is there to be recognised, the case's file has all of it.
 _LONGEST_YAML = 110
 _LONGEST_TEXT = 48
-_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.+*/ -]*\Z|-?\d+\Z")
+#: Text that needs no quotes and would not be read as anything else.
+_PLAIN = re.compile(r"(?!(?:true|false|null|0[xX][0-9a-fA-F]+|[\d.]+)\Z)[A-Za-z0-9_][A-Za-z0-9_.+*/() -]*(?<! )\Z")
 _FIELDS = ("flags", "seq", "ack", "window", "urgent", "length", "payload", "reserved", "options", "ip")
 _PATH = re.compile(r"\.?([A-Za-z_][\w-]*)|\[(\d+)\]")
 _SENDS_DEFAULT_CONNECTION = "c1"
@@ -302,6 +303,10 @@ def _is_part(name: str, words: str) -> bool:
     return name == "ip" and first in ("ttl", "dscp", "ident", "flow", "ecn", "df")
 
 
+def _count(octets: int) -> str:
+    return f"{octets} octet{'s' * (octets != 1)}"
+
+
 # Calls ---------------------------------------------------------------------------------------------------------------
 def call_text(request: Mapping[str, Any]) -> str:
     """An agent's request as a call: ``recv(c1, size 100)``."""
@@ -312,7 +317,7 @@ def call_text(request: Mapping[str, Any]) -> str:
         if key == "on" or key == "option":
             said.append(str(value))
         elif key == "payload":
-            said.append(f"{len(str(value)) // 2} octets")
+            said.append(_count(len(str(value)) // 2))
         elif (key == "size" and value == 65536) or (key == "flags" and not value):
             continue
         else:
@@ -382,6 +387,7 @@ class _Builder:
                 self._event(index, entry)
             else:
                 self._note(entry)
+        self._undecided()
         self._end_step(last=True)
         self._fault()
         if self._transcript:
@@ -515,6 +521,17 @@ class _Builder:
         else:
             done = {"check": "holds", "state": "cannot be read out", "expect": ""}
             self._add(Row("note", done.get(kind, "done")), step)
+
+    def _undecided(self) -> None:
+        """What came, and conform was too late to judge: the step that it was held against."""
+        verdict, row = self._verdict, self._rows[-1] if self._rows else None
+        if verdict.get("outcome") != "inconclusive" or verdict.get("failure") or row is None or row.mark != "unread":
+            return
+        row.mark, row.step, row.note = "broken", self._now_in, str(verdict.get("reason") or "")
+        self._with_yaml.add(self._now_in)
+        step = self._at(self._now_in)
+        if step is not None:
+            _tell(row, step)
 
     # The fault -------------------------------------------------------------------------------------------------------
     def _fault(self) -> None:

@@ -241,9 +241,10 @@ def trial(
         say("unverified", text)
     if line["result"] == "expected-failure":
         say("known", f"{line['expectation'].get('reason')} ({line['expectation'].get('rfc')})")
-    seen = [row for row in rows[: at + 1] if row.kind != "note" or row.mark]
-    for index, row in enumerate(seen[-packets:] if packets else ()):
-        out.append(f"  {'' if index else 'packets':<12} {packet_line(row)}")
+    seen = [row for row in rows[: at + 1] if row.mark != "unreached" and (row.kind != "note" or row.mark)]
+    if seen and seen[-1].mark in ("failed", "broken"):
+        for index, row in enumerate(seen[-packets:] if packets else ()):
+            out.append(f"  {'' if index else 'packets':<12} {packet_line(row)}")
     if line.get("pcap"):
         say("capture", str(PurePosixPath(directory) / str(line["pcap"])))
     say("repeat", repeat(line, header))
@@ -355,7 +356,7 @@ def _rung(row: Row, width: int) -> tuple[str, str]:
     conn = f"[{row.conn}] " if row.conn else ""
     text = clean(conn + row.text)
     if row.mark == "unreached":
-        return f"┄ not reached: {clean(row.yaml)}"[:width].ljust(width), ""
+        return "┄ not reached".ljust(width), f" {clean(row.yaml)}"
     match row.kind:
         case "send":
             return f"── {text} ".ljust(width - 1, "─") + "▶", ""
@@ -389,7 +390,7 @@ def terminal_ladder(rows: Sequence[Row], *, plain: bool = False, recipe: bool = 
     part = rows[0].part if rows else "steps"
     for row in rows:
         if row.part != part:
-            name = {"steps": " the steps ", "end": " the end: is it alive? "}.get(row.part, " given ")
+            name = {"steps": " the steps ", "end": " the end "}.get(row.part, " given ")
             lines.append((f"{pad}├{name:─^{width}}┤", "dim"))
             part = row.part
         time = (f"{row.time * 1000:9.2f}ms " if row.time is not None else pad) if timed else ""

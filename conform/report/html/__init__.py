@@ -13,6 +13,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -34,6 +35,9 @@ _HERE = Path(__file__).parent
 #: More than this open at once is a wall; the others open at a click.
 _MOST_OPEN = 25
 _MOST_FINDINGS = 200
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
+)
 
 #: The sections in their order: title, what it means, whether its trials are open.
 _SECTIONS: dict[str, tuple[str, str, bool]] = {
@@ -73,6 +77,15 @@ def _macros() -> Any:
         loader=FileSystemLoader(_HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, auto_reload=False
     )
     return environment.get_template("report.html.j2").module
+
+
+def _encoded(markup: object) -> bytes:
+    """Rendered *markup* as it is written. Control characters and the like do no harm here, and are nothing to see."""
+    return _CONTROL.sub("\ufffd", str(markup)).encode("utf-8", "replace")
+
+
+def _link(directory: str, path: str) -> str:
+    return quote(f"./{directory}/{path}" if directory else f"./{path}", errors="replace")
 
 
 def _hashed(content: str) -> str:
@@ -121,7 +134,7 @@ class Writer:
             if len(self._findings) < _MOST_FINDINGS:
                 self._findings.append((text.clean(line["id"]), text.clean(words)))
         section, group = self._place(line)
-        content = str(self._render.trial(self._view(line))).encode("utf-8", "replace")
+        content = _encoded(self._render.trial(self._view(line)))
         offset = self._spool.tell()
         self._spool.write(content)
         self._pieces.append(_Piece(section, group, str(line["id"]), offset, len(content)))
@@ -168,7 +181,7 @@ class Writer:
             "facts": list(self._facts(line, told)),
             "requirements": Markup("<br>").join(self._requirement(name, line) for name in text.broken(line)),
             "repeat": text.repeat(line, self._header),
-            "pcap": quote(f"./{self._to_run}/{pcap}" if self._to_run else f"./{pcap}") if pcap else "",
+            "pcap": _link(self._to_run, str(pcap)) if pcap else "",
             "pcap_name": text.clean(pcap),
             "given": given + (", not reached" if astray else f", reached by {len(recipe)} events" if recipe else ""),
             "recipe": recipe,
@@ -210,7 +223,7 @@ class Writer:
         with self._path.open("wb") as out:
 
             def put(markup: Any) -> None:
-                out.write(str(markup).encode("utf-8", "replace"))
+                out.write(_encoded(markup))
 
             put(self._render.head(page))
             for section, members in groupby(self._pieces, lambda piece: piece.section):

@@ -128,7 +128,7 @@ def lines() -> list[dict[str, Any]]:
             ],
             title="A close is orderly, or it is not",
         ),
-        line("data/may-fail", short, ModelStack(twist=alter(1, flags=16)), "fail", True, title="A matter that is a MAY"),
+        line("data/may-fail", short, ModelStack(twist=alter(1, flags=16)), "fail", True, title="A MAY not done"),
     ]  # fmt: skip
     for each in out:
         if each["case"].startswith("close/known"):

@@ -1,0 +1,79 @@
+"""What GitHub Actions is told."""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+
+import pytest
+from test_report_ladder import END, HEADER, TRIALS, golden
+
+from conform import report
+from conform.report import github
+from conform.requirements import catalogue
+
+
+def told(environment: dict[str, str] | None = None, lines: object = None) -> str:
+    out = io.StringIO()
+    github.write(HEADER, lines or TRIALS.values(), out, catalogue(), environment or {}, END)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def test_annotations_and_the_summary(tmp_path: Path) -> None:
+    page = tmp_path / "summary.md"
+    page.write_text("before\n")
+    golden("github.txt", told({"GITHUB_STEP_SUMMARY": str(page)}))
+    golden("summary.md", page.read_text("utf-8").removeprefix("before\n"))
+    assert page.read_text("utf-8").startswith("before\n")
+
+
+def test_what_is_expected_is_not_annotated() -> None:
+    unexpected = [name for name, line in TRIALS.items() if not line["expected"]]
+    assert told().count("::error ") == len(unexpected) == 10
+    assert told(lines=[TRIALS["close/known.v4"], TRIALS["data/may-fail.v4"]]) == ""
+
+
+def test_more_than_github_shows_is_counted() -> None:
+    words = told(lines=[TRIALS["close/timeout.v4"]] * 13)
+    assert words.count("::error ") == 10
+    assert "::notice title=conform::3 more unexpected results" in words
+
+
+def test_annotations_are_escaped() -> None:
+    line = copy.deepcopy(TRIALS["close/timeout.v4"])
+    line["file"] = "a,b:c%.yaml"
+    line["verdict"]["failure"]["summary"] = "100%\n::error::x"
+    words = github.annotation(line, HEADER)
+    assert words.startswith(
+        "::error file=a%2Cb%3Ac%25.yaml,line=10,col=5,title=FAIL SHOULD close/timeout.v4::100%25\\n::"
+    )
+    assert "\n" not in words
+
+
+def test_markdown_is_escaped(tmp_path: Path) -> None:
+    line = copy.deepcopy(TRIALS["close/timeout.v4"])
+    line["verdict"]["failure"]["summary"] = "a|b <img onerror=x> `c` @all [x](y)\n# big"
+    page = tmp_path / "summary.md"
+    told({"GITHUB_STEP_SUMMARY": str(page)}, [line])
+    row = next(row for row in page.read_text("utf-8").splitlines() if "timeout" in row)
+    assert row.count("|") == 5
+    assert not set("<>`@[]#") & set(row.replace("&#", ""))
+
+
+def test_files_are_named_from_the_top_of_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sub" / "dir").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "sub" / "dir")
+    words = told({"GITHUB_WORKSPACE": str(tmp_path)}, [TRIALS["close/timeout.v4"]])
+    assert "::error file=sub/dir/cases/close/timeout.yaml," in words
+
+
+@pytest.mark.parametrize(("environment", "active"), [({}, False), ({"GITHUB_ACTIONS": "true"}, True)])
+def test_all_reports_in_one_pass(tmp_path: Path, environment: dict[str, str], active: bool) -> None:
+    out = io.StringIO()
+    read: list[str] = []
+    lines = (read.append(name) or line for name, line in TRIALS.items())  # type: ignore[func-returns-value]
+    report.write_all(tmp_path, HEADER, lines, lambda: END, out=out, environment=environment)
+    assert read == list(TRIALS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.html"]
+    assert ("::error" in out.getvalue()) is active
