@@ -223,6 +223,13 @@ def test_a_listener_listens_and_stops() -> None:
     assert set(late.session.connections["new"].states) == {"SYN-RECEIVED"}
 
 
+def test_a_call_that_failed_means_nothing() -> None:
+    recipe = [*LISTEN_STEPS[:2], {"call": {"do": "listen", "error": "EADDRINUSE"}}]
+    driver = run([{"probe": "alive"}], recipe, ModelStack(replies={"listen": {"error": "EADDRINUSE"}}))
+    assert driver.verdict.outcome == "pass"
+    assert set(driver.session.connections["c1"].states) == {"CLOSED"}
+
+
 def test_an_accepted_descriptor_is_of_its_connection() -> None:
     hello = [
         {"send": {"conn": "c2", "flags": "S"}},

@@ -228,6 +228,13 @@ def test_hints(of: dict[str, Any], spec: dict[str, Any], seg: Segment, hint: str
     assert words(matched(spec, seg, of=connection(**of)))[0].endswith(hint)
 
 
+def test_no_hint_where_there_is_no_cause() -> None:
+    for ack in (IRS + 9, IRS + 8):
+        assert words(matched({"ack": "RCV.NXT"}, segment(ack=ack)))[0].endswith(f"short by {IRS + 10 - ack}")
+    later = connection(rcv_nxt=IRS + 1)
+    assert words(matched({"ack": "RCV.NXT"}, segment(ack=IRS - 1), of=later))[0].endswith("short by 2")
+
+
 @pytest.mark.parametrize("edge", [0, 0xFFFFFFFF, 0x7FFFFFFF])
 @pytest.mark.parametrize(
     ("match", "fits"),

@@ -278,6 +278,15 @@ def test_the_tester_goes_on_behind_what_filled_a_gap() -> None:
     assert wire.c.tester_nxt == wire.c.rcv_nxt == add(wire.irs, 7)
 
 
+@pytest.mark.parametrize(("seq", "ack", "payload"), [(1, 1, b""), (0, 0, b""), (0, 2, b""), (0, 1, b"x")])
+def test_what_does_not_complete_a_simultaneous_open(seq: int, ack: int, payload: bytes) -> None:
+    wire = syn_sent()
+    wire.tester(SYN, 0)
+    wire.stack(SYN | ACK, 0, 1)
+    wire.tester(SYN | ACK, seq, ack, payload)
+    assert wire.states == {"SYN-RECEIVED"}
+
+
 def test_a_syn_ack_completes_no_passive_open() -> None:
     wire = syn_received()
     wire.tester(SYN | ACK, 0, 1)
@@ -448,6 +457,17 @@ def test_acknowledgments(iss: int, ack: int, una: int, rcv: int) -> None:
     wire.tester(ACK, 1, ack, b"abc")
     assert diff(wire.c.variable("SND.UNA"), iss) == una
     assert wire.rcv_nxt == rcv
+
+
+@pytest.mark.parametrize(("ack", "taken"), [(-499, True), (-500, False)])
+def test_how_old_an_ack_may_be_follows_the_largest_window(ack: int, taken: bool) -> None:
+    wire = listening()
+    wire.tester(SYN, 0, window=10)
+    wire.stack(SYN | ACK, 0, 1)
+    wire.tester(ACK, 1, 1, window=500)
+    wire.tester(ACK, 1, 1, window=5)
+    wire.tester(ACK, 1, ack, b"abc")
+    assert wire.rcv_nxt == (4 if taken else 1)
 
 
 def test_an_old_ack_is_taken_where_rfc_5961_is_not() -> None:
@@ -695,6 +715,16 @@ def test_snd_nxt_follows_what_was_seen(iss: int) -> None:
     assert diff(wire.c.variable("SND.UNA"), iss) == 1
 
 
+def test_a_repeated_syn_ack_changes_nothing() -> None:
+    wire = established()
+    wire.stack(ACK, 1, 1, b"abc")
+    wire.tester(ACK, 1, 3)
+    before = (wire.c.snd_una, wire.c.snd_nxt)
+    wire.stack(SYN | ACK, 0, 1)
+    assert (wire.c.snd_una, wire.c.snd_nxt) == before
+    assert wire.states == {"ESTABLISHED"}
+
+
 def test_rcv_nxt_never_follows_an_acknowledgment() -> None:
     wire = established()
     wire.stack(ACK, 1, 500)
@@ -729,6 +759,8 @@ def test_a_segment_before_any_syn_tells_nothing() -> None:
     wire.stack(ACK, 1, 1, b"abc")
     assert wire.c.iss is None
     assert wire.c.stack_port == 80
+    assert wire.c.used
+    assert (wire.c.snd_nxt, wire.c.right_edge) == (0, None)
     assert wire.c.noise(wire.segment(ACK, 1, 1)) is None
 
 
