@@ -6,6 +6,7 @@ skipped and says why; whatever turns the gate red is a failure, a flaky trial am
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ _DECLARATION = b"<?xml version='1.0' encoding='utf-8'?>\n"
 def legal(value: object) -> str:
     """*value* as text that XML 1.0 can hold."""
     return _ILLEGAL.sub("\ufffd", str(value))
+
+
+def _words(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 @dataclass(slots=True)
@@ -145,7 +150,7 @@ class Writer:
         stack = (self._header.get("stack") or {}).get("name", "")
         settings = {"conform": self._header.get("conform", ""), "stack": stack, **(self._header.get("settings") or {})}
         for key, value in settings.items():
-            ElementTree.SubElement(properties, "property", {"name": legal(key), "value": legal(value)})
+            ElementTree.SubElement(properties, "property", {"name": legal(key), "value": legal(_words(value))})
         file.write(ElementTree.tostring(properties) + b"\n")
         for _, case in sorted(suite.cases):
             file.write(case + b"\n")

@@ -349,8 +349,15 @@ def reply_text(reply: Mapping[str, Any]) -> str:
 
 # A trial's ladder ----------------------------------------------------------------------------------------------------
 def ladder(line: Mapping[str, Any], attempt: Mapping[str, Any] | None = None) -> list[Row]:
-    """The rows of a trial's *line*; of one of its ``earlier`` attempts where *attempt* is given."""
-    return _Builder(line, attempt or line).build()
+    """The rows of a trial's *line*; of one of its ``earlier`` attempts where *attempt* is given.
+
+    A line that somebody altered can hold anything: what cannot be drawn is one row that says so.
+    """
+    try:
+        return _Builder(line, attempt or line).build()
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        words = f"the transcript cannot be drawn: {type(error).__name__}: {error}"
+        return [Row("note", words, mark="broken")]
 
 
 class _Builder:

@@ -90,6 +90,31 @@ def duration_words(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
+#: What reports rely on. The engine's lines have all of it; a line that somebody altered may not.
+_RELIED_ON: dict[str, tuple[type, ...]] = {
+    "case": (str,), "title": (str,), "file": (str,), "ip": (int,), "seed": (int,), "document": (dict,),
+    "verdict": (dict,), "result": (str,), "levels": (dict, type(None)), "expectation": (dict, type(None)),
+    "duration": (int, float, type(None)), "pcap": (str, type(None)), "earlier": (list, type(None)),
+}  # fmt: skip
+
+
+def complete(line: Line) -> Line:
+    """*line* itself where it holds what reports rely on, else an error's line with the same id."""
+    wrong = [key for key, kinds in _RELIED_ON.items() if not isinstance(line.get(key), kinds)]
+    if "verdict" not in wrong:
+        failure = line["verdict"].get("failure")
+        sound = failure is None or (isinstance(failure, dict) and {"step", "summary"} <= failure.keys())
+        if not sound or not isinstance(line["verdict"].get("outcome"), str):
+            wrong.append("verdict")
+    if not wrong:
+        return line
+    words = f"the run file's line is damaged: {', '.join(wrong)} missing or of another kind"
+    verdict: dict[str, Any] = {"outcome": "error", "level": None, "requirements": [], "failure": None, "reason": words}
+    whole = {"case": "", "title": "", "file": "", "ip": 0, "seed": 0, "document": {}, "duration": 0.0, "pcap": None}
+    kept = {key: line[key] for key in _RELIED_ON if key in line and key not in wrong}
+    return {**whole, **kept, "id": line.get("id", "?"), "verdict": verdict, "result": "error", "expected": False}
+
+
 # One trial -----------------------------------------------------------------------------------------------------------
 def judged(line: Line) -> Line:
     """The part of a trial's line that is to be told of: of a flaky trial the last attempt that did not pass."""
@@ -424,6 +449,6 @@ def print_ladder(console: Console, rows: Sequence[Row], *, recipe: bool = True) 
 
 
 __all__ = [
-    "EXITS", "RESULTS", "Requirement", "Requirements", "Tally", "clean", "exit_words", "print_ladder",
+    "EXITS", "RESULTS", "Requirement", "Requirements", "Tally", "clean", "complete", "exit_words", "print_ladder",
     "repeat", "summary", "terminal_ladder", "to_ascii", "trial",
 ]  # fmt: skip

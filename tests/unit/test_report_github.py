@@ -77,3 +77,18 @@ def test_all_reports_in_one_pass(tmp_path: Path, environment: dict[str, str], ac
     assert read == list(TRIALS)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.html"]
     assert ("::error" in out.getvalue()) is active
+
+
+@pytest.mark.parametrize("key", [*TRIALS["close/timeout.v4"], "failure"])
+@pytest.mark.parametrize("value", [None, [], {}, "x", 7, ...])
+def test_a_line_that_was_altered_breaks_no_report(tmp_path: Path, key: str, value: object) -> None:
+    line = copy.deepcopy(TRIALS["close/timeout.v4"])
+    into = line["verdict"] if key == "failure" else line
+    if value is ...:
+        del into[key]
+    else:
+        into[key] = value
+    if key == "id":
+        return  # the run file's reader refuses such a line
+    report.write_all(tmp_path, HEADER, [line], lambda: None, out=io.StringIO(), environment={"GITHUB_ACTIONS": "true"})
+    assert "1 trials" in (tmp_path / "report.html").read_text("utf-8")

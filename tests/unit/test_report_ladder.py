@@ -204,3 +204,12 @@ def test_what_is_given() -> None:
         "given ESTABLISHED (role active, accepted false)"
     )
     assert given_words({}) == "given CLOSED"
+
+
+def test_a_transcript_that_cannot_be_drawn_says_so() -> None:
+    line = copy.deepcopy(TRIALS["close/timeout.v4"])
+    for entry in line["transcript"]:
+        entry.pop("packet", None)
+    rows = ladder(line)
+    assert [row.mark for row in rows] == ["broken"]
+    assert rows[0].text == "the transcript cannot be drawn: KeyError: 'packet'"
