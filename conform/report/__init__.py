@@ -36,7 +36,6 @@ def write_all(
     another: captures are there. Raises OSError.
     """
     from conform.report import github, html, junit
-    from conform.report.text import complete
 
     if requirements is None:
         from conform.requirements import catalogue
@@ -48,9 +47,8 @@ def write_all(
         if github.active(environment):
             writers.append(github.Writer(header, out or sys.stdout, requirements, environment))
         for line in lines:
-            whole = complete(line)
             for writer in writers:
-                writer.trial(whole)
+                writer.trial(line)
         for writer in writers:
             writer.finish(end())
 

@@ -83,6 +83,7 @@ class Writer:
 
     def trial(self, line: Line) -> None:
         """Take the trial of *line*."""
+        line = text.complete(line)
         self._tally.add(line)
         if line.get("expected", True):
             return

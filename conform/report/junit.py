@@ -51,6 +51,7 @@ class Writer:
 
     def trial(self, line: Line) -> None:
         """Take the trial of *line*."""
+        line = text.complete(line)
         case = str(line["case"])
         suite = self._suites.setdefault(case.rpartition("/")[0] or "cases", _Suite())
         element = ElementTree.Element(

@@ -129,6 +129,7 @@ class Writer:
     # A trial -----------------------------------------------------------------------------------------------------
     def trial(self, line: Line) -> None:
         """Take the trial of *line*."""
+        line = text.complete(line)
         self._tally.add(line)
         for words in line["verdict"].get("findings") or ():
             if len(self._findings) < _MOST_FINDINGS:
