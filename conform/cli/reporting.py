@@ -7,11 +7,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
 from conform.run import events
+
+if TYPE_CHECKING:
+    from conform.report.console import Console
 
 
 class Writer(Protocol):
@@ -79,15 +82,17 @@ class Reporter:
     """Tells of a run as it goes and makes its reports, which are written before the run's end is told."""
 
     def __init__(self) -> None:
-        from conform.report.console import Console
-        from conform.requirements import catalogue
-
         self.reports: Reports | None = None
-        self._console = Console(requirements=catalogue())
+        self._console: Console | None = None
         self._listening = True
 
     def __call__(self, event: events.Event) -> None:
         """Handle *event*."""
+        if self._console is None:
+            from conform.report.console import Console
+            from conform.requirements import catalogue
+
+            self._console = Console(requirements=catalogue())
         match event:
             case events.RunStarted():
                 self.reports = Reports(Path(event.directory), event.header)
@@ -103,4 +108,5 @@ class Reporter:
 
     def close(self) -> None:
         """Leave the terminal as it should be."""
-        self._console.close()
+        if self._console is not None:
+            self._console.close()

@@ -1,4 +1,7 @@
-"""``conform run`` from its options to its exit code. What is printed goes through the reporter."""
+"""``conform run`` from its options to its exit code. What is printed goes through the reporter.
+
+What is large is imported only once the warden is forked, which shares main's memory for as long as it lives.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import conform
 from conform.run import events, preflight
-from conform.run.pool import EXIT_BROKEN, EXIT_NOTHING, EXIT_OK, EXIT_USAGE, Outcome, Pool, now
 from conform.run.runfile import FORMAT, NAME, Reader, RunFileError, Writer, dumps
 from conform.run.select import Selection, SelectionError
 from conform.run.warden import Warden
-from conform.run.worker import PcapChoice, Settings
+
+if TYPE_CHECKING:
+    from conform.run.pool import Outcome
+    from conform.run.worker import PcapChoice
 
 REPORTS = Path("reports")
 LATEST = "latest"
@@ -108,6 +113,8 @@ def _run(
     from conform.case.load import load
     from conform.requirements import catalogue
     from conform.run import adapters, expectations, plan
+    from conform.run.pool import EXIT_BROKEN, EXIT_NOTHING, EXIT_USAGE, Pool, now
+    from conform.run.worker import Settings
 
     try:
         selection = _selection(options)
@@ -249,6 +256,3 @@ def _point(link: Path, target: str) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             new.unlink()
-
-
-__all__ = ["EXIT_OK", "Options", "Ran", "run", "unexpected"]
