@@ -1386,3 +1386,38 @@ def test_time_alone_ends_a_connection_without_a_segment(seconds: str, possible: 
     steps = [SEND, {"expect": {"length": 10}}, {"silence": seconds}, {"state": "CLOSED"}]
     driver = run(steps, state=lambda n, s: None, liveness="port")
     assert driver.verdict.outcome == ("pass" if possible else "fail")
+
+
+@pytest.mark.parametrize(("since", "outcome"), [(0.25, "fail"), (0.2, "inconclusive")])
+def test_what_certainly_came_too_late_fails_though_nobody_ticked(since: float, outcome: str) -> None:
+    steps = [DATA, {"expect": {"flags": "A", "within": "200ms"}}]
+    session, (arrived,) = held_back(steps, lambda event: isinstance(event, ev.Arrived) and event.packet.flags == ACK)  # type: ignore[union-attr]
+    assert isinstance(arrived, ev.Arrived)
+    session.receive(ev.Arrived(arrived.packet, since), 0.3)
+    assert session.verdict is not None
+    assert session.verdict.outcome == outcome
+    if session.verdict.failure is not None:
+        said = session.verdict.failure.summary
+        assert said == "it came too late: 300.0 ms after the event before, want within 200.0 ms"
+
+
+def test_a_connection_without_a_record_of_its_own_is_closed_beside_its_listener() -> None:
+    driver = run([{"state": "CLOSED"}, {"probe": "alive"}], LISTEN_STEPS, state=lambda n, s: None)
+    assert passes(driver).verdict.unverified == ("steps[0]: state CLOSED",)
+
+
+def test_a_connection_whose_port_is_not_known_is_not_read() -> None:
+    recipe = [{"call": {"do": "socket", "as": "c1"}}]
+    stack = ModelStack(replies={"connect": {"returned": 0}})
+    driver = run([{"call": {"do": "connect", "on": "c1"}}, {"state": "CLOSED"}], recipe, stack, liveness="port")
+    passes(driver)
+    assert not [entry for entry in driver.session.transcript.entries if entry.get("a") == "read-state"]
+
+
+@pytest.mark.parametrize(("last", "outcome"), [(9.0, "pass"), (9.5, "fail")])
+def test_gaps_of_an_outer_repetition_outlast_the_inner(last: float, outcome: str) -> None:
+    inner = {"repeat": REPEAT | {"times": 2, "gap": {"is": "1s"}}}
+    outer = {"repeat": {"times": 3, "steps": [inner], "gap": {"is": "previous"}}}
+    steps = [SEND, {"expect": {"length": 10, "as": "first"}}, outer]
+    driver = run(steps, stack=ModelStack(twist=backing_off(1.0, 2.0, 5.0, 6.0, last, last + 1)))
+    assert driver.verdict.outcome == outcome
