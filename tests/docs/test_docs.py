@@ -22,9 +22,7 @@ def test_links_lead_somewhere(document: Path) -> None:
         if re.match(r"[a-z]+:", target):
             continue
         path = document.parent / target
-        if not path.exists() or (
-            anchor and path.suffix == ".md" and anchor not in _anchors(path.read_text())
-        ):
+        if not path.exists() or (anchor and path.suffix == ".md" and anchor not in _anchors(path.read_text())):
             broken.append(f"{target}#{anchor}")
     assert not broken
 
