@@ -25,7 +25,13 @@ def selecting(command: _F) -> _F:
     for option in reversed(
         (
             click.option("-k", "keyword", metavar="EXPR", help="Trials whose id contains this; and, or, not, ( )."),
-            click.option("--tag", "tags", multiple=True, metavar="TAG", help="Cases with this tag (or another given)."),
+            click.option(
+                "--tag",
+                "tags",
+                multiple=True,
+                metavar="TAG",
+                help="Cases with this tag (or another given); !TAG: without it.",
+            ),
             click.option(
                 "--req", "requirements", multiple=True, metavar="ID", help="Cases that cover this requirement."
             ),

@@ -90,7 +90,10 @@ def keyword(text: str) -> Match:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What the options say. Each that is given must hold; of one that is given several times, any."""
+    """What the options say. Each that is given must hold; of one that is given several times, any.
+
+    A tag behind ``!`` is one that a case must not have.
+    """
 
     keyword: str | None = None
     tags: tuple[str, ...] = ()
@@ -100,7 +103,9 @@ class Selection:
 
     def case(self, case: Case, named: Iterable[str], levels: dict[str, str]) -> bool:
         """Whether *case* is meant, which names the requirements *named*; *levels* maps them to the catalogue's."""
-        if self.tags and not set(self.tags) & set(case.tags):
+        unwanted = {tag[1:] for tag in self.tags if tag.startswith("!")}
+        tags = {tag for tag in self.tags if not tag.startswith("!")}
+        if unwanted & set(case.tags) or (tags and not tags & set(case.tags)):
             return False
         wanted = {requirement.lower() for requirement in self.requirements}
         if wanted and not wanted & {requirement.lower() for requirement in named}:
