@@ -35,6 +35,7 @@ TIMERS = (
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<duration>\d+(?:\.\d+)?(?:us|ms|s|min))(?![\w.])"
+    r"|(?P<timer>timer(?:\.[a-z]+(?:-[a-z0-9]+)*)+)(?![\w.])"  # its own line: timer.fin-wait-2 is no subtraction
     r"|(?P<number>0[xX][0-9a-fA-F]+|\d+(?:\.\d+)?)(?![\w.])"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*(?:-[A-Za-z][A-Za-z0-9_]*)*(?:\.[A-Za-z_][A-Za-z0-9_]*(?:-[A-Za-z][A-Za-z0-9_]*)*)*)"
     r"|(?P<op>[-+*/()]))"
@@ -111,7 +112,8 @@ class _Parser:
     def advance(self) -> None:
         match = _TOKEN.match(self.text, self.pos)
         if match and match.end() > self.pos and match.lastgroup:
-            self.token = (match.lastgroup, match[match.lastgroup], match.start(match.lastgroup))
+            group = "name" if match.lastgroup == "timer" else match.lastgroup
+            self.token = (group, match[match.lastgroup], match.start(match.lastgroup))
             self.pos = match.end()
             return
         rest = self.text[self.pos :]

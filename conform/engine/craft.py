@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from conform.case import model as m
 from conform.engine.matcher import ECN_CODEPOINTS
 from conform.tcp.segment import ACK, SYN, IcmpError, IPFields, Option, Packet, Segment
-from conform.tcp.sequence import MODULUS, add
+from conform.tcp.sequence import MODULUS, add, lt
 from conform.tcp.tracker import Connection
 
 if TYPE_CHECKING:
@@ -95,12 +95,14 @@ class Craft:
             fields.setdefault("ack", connection.snd_nxt)
         fields.setdefault("window", connection.window)
         if "options" not in fields and connection.timestamps and not flags & SYN:
-            fields["options"] = (Option("ts", (self._clock(), connection.last_tsval if flags & ACK else 0)),)
+            fields["options"] = (Option("ts", (self._clock(connection), connection.last_tsval if flags & ACK else 0)),)
         port = connection.stack_port or self._session.stack.port
         return Segment(ip=self._session.addresses(), sport=connection.tester_port, dport=port, **fields)
 
-    def _clock(self) -> int:
-        return (TIMESTAMP_BASE + int(self._session.now * 1000)) % MODULUS
+    def _clock(self, connection: Connection) -> int:
+        """TSval now: never behind one that the case has sent itself, which PAWS would refuse (RFC 7323 section 5)."""
+        clock = (TIMESTAMP_BASE + int(self._session.now * 1000)) % MODULUS
+        return connection.ts_recent if lt(clock, connection.ts_recent) else clock
 
     def options(self, spec: m.OptionsSpec, connection: Connection) -> tuple[Option, ...]:
         """The options of *spec*, in the order in which they were written."""

@@ -129,9 +129,15 @@ class VethMedium:
         return port
 
     def send(self, name: str, data: bytes) -> None:
-        """Send *data* out of the tester's interface *name*. Raises OSError."""
+        """Send *data* out of the tester's interface *name*. Raises OSError, in words where it exceeds the MTU."""
         protocol = _ETH_P_IPV6 if data[:1] and data[0] >> 4 == 6 else _ETH_P_IP
-        self._socket.sendto(data, (name, protocol, 0, 0, STACK_HARDWARE))
+        try:
+            self._socket.sendto(data, (name, protocol, 0, 0, STACK_HARDWARE))
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+            text = f"a packet of {len(data)} octets exceeds the MTU of the veth; send smaller segments"
+            raise OSError(errno.EMSGSIZE, text) from None
 
     def forget(self, name: str) -> None:
         """Deliver nothing of *name* any more."""

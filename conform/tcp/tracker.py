@@ -186,6 +186,10 @@ class Connection:
         return seg.length > 0 and between(self.rcv_nxt, add(seg.seq, seg.length - 1), last)
 
     def _in_others(self, seg: Segment) -> None:
+        if {st.SYN_RECEIVED, st.CLOSED} <= self.states and self.listening and seg.flags & (SYN | ACK | RST) == SYN:
+            # Where the SYN before led back to LISTEN, this one opens anew; which it is shows in the answer.
+            self._reopening = seg
+            return
         if st.TIME_WAIT in self.states and seg.flags & (SYN | ACK | RST) == SYN:
             self._reopening = seg  # whether it is taken shows in the answer (RFC 9293, MAY-2; RFC 6191)
             return

@@ -159,3 +159,8 @@ def test_no_text_breaks_the_parsers(text: str) -> None:
         with contextlib.suppress(ExpressionError):
             parser(text)
     plain_scalar(text)
+
+
+def test_a_timer_s_number_is_no_subtraction() -> None:
+    assert parse("timer.fin-wait-2 - 2s").names == (("timer.fin-wait-2", 0),)
+    assert parse("RCV.NXT-2").names == (("RCV.NXT", 0),)

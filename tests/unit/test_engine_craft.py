@@ -122,6 +122,20 @@ def test_once_more() -> None:
     assert of_stack.flags == ACK
 
 
+def test_the_tester_s_clock_is_not_behind_what_the_case_sent() -> None:
+    """Else PAWS, RFC 7323 section 5, would refuse all that comes after."""
+    ahead = TIMESTAMP_BASE + 50_000
+    ts = {"options": {"ts": {"val": ahead, "ecr": 0}}}
+    recipe = [
+        *LISTEN_STEPS,
+        {"send": {"flags": "S", **ts}},
+        {"expect": {"flags": "SA"}},
+    ]
+    stack = ModelStack(syn_options=(Option("ts", (700, ahead)),))
+    driver = run([{"send": {"flags": "A"}}, {"state": "ESTABLISHED"}], recipe, stack, liveness="port")
+    assert driver.injected[1].options == (Option("ts", (ahead, 700)),)
+
+
 # What does not reach the stack's connection does not move its variables -----------------------------------------------
 @pytest.mark.parametrize(
     "spec",

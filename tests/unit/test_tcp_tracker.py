@@ -861,3 +861,14 @@ def test_the_rule_of_the_ack_is_one_of_synchronized_states() -> None:
     assert rules.broken(wire.segment(SYN, 0), wire.c) is None
     assert rules.broken(wire.segment(PSH, 1), wire.c) is None
     assert rules.broken(wire.segment(PSH, 1), None) is None
+
+
+def test_a_syn_after_the_way_back_to_listen_opens_anew() -> None:
+    wire = syn_received()
+    wire.tester(SYN, 1)
+    assert wire.states == {"SYN-RECEIVED", "CLOSED"}
+    wire.tester(SYN, 700)
+    wire.stack(SYN | ACK, 9000, 701)
+    assert wire.states == {"SYN-RECEIVED"}
+    assert wire.rcv_nxt == 701
+    assert wire.c.iss == 14000

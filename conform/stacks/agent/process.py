@@ -289,7 +289,10 @@ def nursery(fd: int) -> NoReturn:
     own = os.getpid()
     control.send(b'{"ready":true}')
     while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 256, 2)
+        try:
+            message, descriptors, _, _ = socket.recv_fds(control, 256, 2)
+        except ConnectionError:  # the worker died with something unread: an end like any other
+            message = b""
         if not message:
             os._exit(0)
         order: dict[str, Any] = json.loads(message)
