@@ -271,8 +271,14 @@ class _RefusedError(Exception):
         self.problem = problem
 
 
-def parse(source: Source) -> tuple[Map | None, list[Problem]]:
-    """The mapping that *source* holds, and the problems found. None if the text cannot be read as one."""
+_CASE = "a case is a mapping (title: …, covers: …, steps: …)"
+
+
+def parse(source: Source, wanted: str = _CASE) -> tuple[Map | None, list[Problem]]:
+    """The mapping that *source* holds, and the problems found. None if the text cannot be read as one.
+
+    *wanted* says what it should have been.
+    """
     problems: list[Problem] = []
     try:
         root = _build(source, problems)
@@ -284,7 +290,7 @@ def parse(source: Source) -> tuple[Map | None, list[Problem]]:
         what = "a list" if isinstance(root, Seq) else "a single value"
         return None, [
             *problems,
-            source.problem(root, f"a case is a mapping (title: …, covers: …, steps: …), not {what}"),
+            source.problem(root, f"{wanted}, not {what}"),
         ]
     return root, problems
 

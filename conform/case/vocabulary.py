@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from conform.tcp.states import STATES
 
-__all__ = ["CAPABILITIES", "ERRNOS", "NOISE", "SETTINGS", "SIGNALS", "SOCKET_OPTIONS", "STATES"]
+__all__ = ["CAPABILITIES", "ERRNOS", "NOISE", "SERVICES", "SETTINGS", "SIGNALS", "SOCKET_OPTIONS", "STATES"]
 
 #: What a stack can be asked to have. ``requires:`` names these; what is lacking makes a trial not-applicable.
 CAPABILITIES: dict[str, str] = {
@@ -34,6 +34,15 @@ CAPABILITIES: dict[str, str] = {
     "ipv6": "IPv6",
     "reno": "Reno congestion control can be chosen",
     "cubic": "CUBIC congestion control can be chosen",
+}
+
+#: Services of a stack without an agent: what listens on a known port, and what it does with a connection.
+SERVICES: dict[str, str] = {
+    "echo": "sends back what it receives, and closes when the peer has (RFC 862)",
+    "discard": "reads and forgets, and closes when the peer has (RFC 863)",
+    "chargen": "sends without end, and reads and forgets (RFC 864)",
+    "close": "closes at once when it has received an octet",
+    "hold": "accepts, reads, and never closes",
 }
 
 #: Abstract settings. A stack's description maps each to what it does there; one that has no mapping is a lacking

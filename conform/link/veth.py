@@ -11,20 +11,16 @@ import fcntl
 import itertools
 import socket
 import struct
-import time
 from collections.abc import Mapping
 
-from conform.link import netlink
+from conform.link import netlink, packet
 from conform.link.medium import STACK_INDEX, STACK_INTERFACE, Addresses, Deliver, Loop, check_mtu, configure_stack_side
+from conform.link.neighbour import ETH_P_IP, ETH_P_IPV6
 from conform.link.netlink import Interface, Netlink
 from conform.link.netns import Namespace, has_own_home
 
-_ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
-_SOL_PACKET, _PACKET_STATISTICS, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 263, 6, 20, 23
 _SO_RCVBUFFORCE = 33
-_SO_TIMESTAMPNS = 35 if struct.calcsize("P") == 8 else 64  # SO_TIMESTAMPNS_OLD, _NEW where time_t grew
 _SIOCETHTOOL, _ETHTOOL_STXCSUM = 0x8946, 0x17
-_LARGEST = 65536
 _RECEIVE_BUFFER = 8 << 20
 
 # Never used twice: an interface outlives its trial a little, and packets of it may be queued still.
@@ -80,13 +76,7 @@ class VethMedium:
         self._loop = loop
         self._ports: dict[str, VethPort] = {}
         self._link = Netlink()
-        self._socket = socket.socket(
-            socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.htons(_ETH_P_ALL)
-        )
-        # Straight to the driver: behind a queueing discipline the first packets after link-up may be lost.
-        self._socket.setsockopt(_SOL_PACKET, _PACKET_QDISC_BYPASS, 1)
-        self._socket.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        self._socket = packet.open_socket(packet.ETH_P_ALL)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         except PermissionError:  # only the machine's own root may exceed net.core.rmem_max
@@ -130,7 +120,7 @@ class VethMedium:
 
     def send(self, name: str, data: bytes) -> None:
         """Send *data* out of the tester's interface *name*. Raises OSError, in words where it exceeds the MTU."""
-        protocol = _ETH_P_IPV6 if data[:1] and data[0] >> 4 == 6 else _ETH_P_IP
+        protocol = ETH_P_IPV6 if data[:1] and data[0] >> 4 == 6 else ETH_P_IP
         try:
             self._socket.sendto(data, (name, protocol, 0, 0, STACK_HARDWARE))
         except OSError as error:
@@ -145,17 +135,14 @@ class VethMedium:
 
     def lost(self) -> int:
         """How many packets the tester's socket had no room for, so far: the tester's own fault."""
-        statistics = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
-        self._lost += struct.unpack("II", statistics)[1]  # reading resets it
+        self._lost += packet.lost(self._socket)
         return self._lost
 
     def _read(self) -> None:
-        # A moment of the monotonic clock, then the same or a later one of the stamps' clock: what arrived at *stamp*
-        # did not arrive before stamp + shift.
-        shift = time.monotonic() - time.time()
+        shift = packet.monotonic_shift()
         while self._socket.fileno() >= 0:  # the receiver may close us
             try:
-                data, ancillary, _, source = self._socket.recvmsg(_LARGEST, 64)
+                data, ancillary, _, source = self._socket.recvmsg(packet.LARGEST, 64)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -164,16 +151,7 @@ class VethMedium:
                 raise
             port = self._ports.get(source[0])
             if port is not None:
-                port.deliver(data, self._since(ancillary, shift))
-
-    def _since(self, ancillary: list[tuple[int, int, bytes]], shift: float) -> float:
-        for _, kind, stamp in ancillary:
-            if kind == _SO_TIMESTAMPNS:
-                seconds, nanoseconds = struct.unpack("qq", stamp[:16])
-                moment: float = seconds + nanoseconds * 1e-9 + shift
-                # Should the machine's clock have been set between, the loop's own bounds still hold.
-                return min(max(self._loop.polled, moment), time.monotonic())
-        return self._loop.polled
+                port.deliver(data, packet.since(self._loop, ancillary, shift))
 
     def close(self) -> None:
         """Close the socket (some 10 ms). The interfaces go with the namespaces."""
