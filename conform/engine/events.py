@@ -122,4 +122,11 @@ class Broke:
     reason: str
 
 
-Event = Injected | Arrived | Returned | Blocked | Settled | StateRead | Ticked | Broke
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The stack is gone: the trial fails, whatever step is under way. ``reason`` says how, and what it printed last."""
+
+    reason: str
+
+
+Event = Injected | Arrived | Returned | Blocked | Settled | StateRead | Ticked | Broke | Died

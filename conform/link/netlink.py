@@ -27,7 +27,7 @@ _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 8, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_F_NODAD = 1, 2, 0x02
 _NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
-_RTA_DST, _RTA_OIF, _RTA_METRICS = 1, 4, 8
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS = 1, 4, 5, 8
 _RT_TABLE_MAIN, _RT_TABLE_LOCAL, _RTPROT_STATIC, _RTN_UNICAST, _RTN_LOCAL = 254, 255, 4, 1, 2
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
 _IF_OPER_UP = 6
@@ -89,11 +89,14 @@ def link_delete(index: int) -> Message:
     return Message(f"delete link {index}", _RTM_DELLINK, 0, _LINK.pack(0, 0, index, 0, 0))
 
 
-def address_add(index: int, version: int, address: str) -> Message:
-    """Give the interface *address* as a host address; in IPv6 without duplicate address detection (RFC 4862)."""
+def address_add(index: int, version: int, address: str, prefix: int | None = None) -> Message:
+    """Give the interface *address*, as a host address without *prefix* (its length); in IPv6 without duplicate
+    address detection (RFC 4862).
+    """
     family = _family(version)
     octets = socket.inet_pton(family, address)
-    body = struct.pack("=BBBBI", family, len(octets) * 8, _IFA_F_NODAD if version == 6 else 0, 0, index)
+    length = len(octets) * 8 if prefix is None else prefix
+    body = struct.pack("=BBBBI", family, length, _IFA_F_NODAD if version == 6 else 0, 0, index)
     body += _attribute(_IFA_LOCAL, octets) + _attribute(_IFA_ADDRESS, octets)
     return Message(f"add address {address} to link {index}", _RTM_NEWADDR, _F_CREATE | _F_EXCL, body)
 
@@ -106,11 +109,18 @@ def neighbour_add(index: int, version: int, address: str, hardware: bytes) -> Me
     return Message(f"add neighbour {address} on link {index}", _RTM_NEWNEIGH, _F_CREATE | _F_EXCL, body)
 
 
-def default_route_add(index: int, version: int, metrics: Mapping[str, int] | None = None) -> Message:
-    """Send everything out of the interface; *metrics* as in :data:`METRICS`. Raises KeyError for an unknown one."""
-    scope = _RT_SCOPE_LINK if version == 4 else _RT_SCOPE_UNIVERSE
+def default_route_add(
+    index: int, version: int, metrics: Mapping[str, int] | None = None, via: str | None = None
+) -> Message:
+    """Send everything out of the interface, to the gateway *via* where there is one.
+
+    *metrics* are as in :data:`METRICS`. Raises KeyError for an unknown one.
+    """
+    scope = _RT_SCOPE_LINK if version == 4 and via is None else _RT_SCOPE_UNIVERSE
     body = struct.pack("=BBBBBBBBI", _family(version), 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, scope, _RTN_UNICAST, 0)
     body += _u32(_RTA_OIF, index)
+    if via is not None:
+        body += _attribute(_RTA_GATEWAY, socket.inet_pton(_family(version), via))
     if metrics:
         body += _attribute(_RTA_METRICS, b"".join(_u32(METRICS[name], value) for name, value in metrics.items()))
     return Message(f"add IPv{version} default route by link {index}", _RTM_NEWROUTE, _F_CREATE | _F_EXCL, body)

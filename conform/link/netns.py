@@ -54,6 +54,7 @@ class _Here(threading.local):
     def __init__(self) -> None:
         self.fd = -1
         self.own_home = False
+        self.outside = -1
 
     def get(self) -> int:
         if self.fd < 0:
@@ -114,8 +115,26 @@ def unshare_home() -> None:
 
     A worker does so once before it makes any veth pair. Raises OSError.
     """
+    outside = _open_own()
     unshare(CLONE_NEWNET)
     _adopt_home()
+    _here.outside = outside
+
+
+def outside() -> Namespace | None:
+    """The namespace that this thread was in before :func:`unshare_home`: this machine's own interfaces are there.
+
+    ``None`` where it did not do that, or could not go back: in a user namespace.
+    """
+    if _here.outside < 0:
+        return None
+    found = Namespace(os.dup(_here.outside))
+    try:
+        with found.enter():
+            return found
+    except OSError:
+        found.close()
+        return None
 
 
 def has_own_home() -> bool:

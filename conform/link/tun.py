@@ -17,12 +17,17 @@ from conform.link.netns import Namespace
 
 DEVICE = "/dev/net/tun"
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETIFINDEX = 0x400454CA, 0x400454CB, 0x400454DA
-_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+_IFF_TUN, _IFF_TAP, _IFF_NO_PI = 0x0001, 0x0002, 0x1000
 _LARGEST = 65536
 
 
-def open_device(index: int, name: str) -> int:
-    """A non-blocking descriptor of a new TUN interface in the calling thread's namespace. Raises OSError.
+def make_persistent(index: int, name: str, *, ethernet: bool) -> None:
+    """Make a TUN (or, with *ethernet*, TAP) interface that someone else will open by its name. Raises OSError."""
+    os.close(open_device(index, name, ethernet=ethernet))
+
+
+def open_device(index: int, name: str, *, ethernet: bool = False) -> int:
+    """A non-blocking descriptor of a new TUN (TAP) interface in the calling thread's namespace. Raises OSError.
 
     No offload is asked for: the kernel fills in checksums and cuts super-segments before they come here. The interface
     persists, because taking it down with its descriptor costs some 27 ms; it dies with the namespace.
@@ -30,7 +35,9 @@ def open_device(index: int, name: str) -> int:
     fd = os.open(DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _TUNSETIFINDEX, struct.pack("=I", index))
-        fcntl.ioctl(fd, _TUNSETIFF, struct.pack("=16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+        fcntl.ioctl(
+            fd, _TUNSETIFF, struct.pack("=16sH22x", name.encode(), (_IFF_TAP if ethernet else _IFF_TUN) | _IFF_NO_PI)
+        )
         fcntl.ioctl(fd, _TUNSETPERSIST, 1)
     except OSError as error:
         os.close(fd)

@@ -450,7 +450,7 @@ class _Builder:
             info = entry.get("info")
             row.exact = _flow(info)[1:-1] if info else ""
             self._by_entry[index] = row
-        elif event == "broke":
+        elif event in ("broke", "died"):
             self._add(Row("note", str(entry["reason"]), time=entry["t"], mark="broken"), self._now_in)
 
     def _arrived(self, index: int, entry: Mapping[str, Any]) -> None:

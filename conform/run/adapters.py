@@ -1,34 +1,32 @@
-"""How a described stack is run: its link, its settings, its agents. Made once in each worker."""
+"""The stack of a run: its description as it holds on this machine, and what makes the rigs of its trials."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from conform.case.model import Case
-from conform.engine.trial import StackProfile, Trial
-from conform.link import netns
-from conform.link.medium import Medium, Port
-from conform.run.loop import Loop
+from conform.engine.trial import StackProfile
+from conform.run import worker
 from conform.run.preflight import Machine
-from conform.run.worker import Agent, Settings
-from conform.stacks import linux
 from conform.stacks.description import DescriptionError, StackDescription, load
 
 
 class StackError(Exception):
-    """There is no such stack, or its description cannot be used."""
+    """There is no such stack, or its description cannot be used, or the stack is not to be had here."""
+
+    def __init__(self, message: str, usage: bool = True) -> None:
+        """*usage*: the fault is in what was asked for, not in the machine or the stack."""
+        super().__init__(message)
+        self.usage = usage
 
 
 class Described:
-    """A stack's description, less what this machine cannot do."""
+    """A stack's description, less what this machine or its agent cannot do: *lacking*, each with the reason."""
 
-    def __init__(self, description: StackDescription, machine: Machine) -> None:
+    def __init__(self, description: StackDescription, lacking: dict[str, str]) -> None:
         self._whole = description
-        self._lacking: dict[str, str] = dict(machine.environment.get("lacking", {}))
-        if description.name == "linux" and not machine.environment.get("states", True):
-            self._lacking["states"] = "connection states cannot be read on this machine"
-        self.description = description.without(frozenset(self._lacking))
+        self._lacking = lacking
+        self.description = description.without(frozenset(lacking))
         self.profile: StackProfile = self.description.profile
 
     def lacks(self, case: Case) -> str | None:
@@ -47,70 +45,41 @@ class Described:
         return data
 
 
-def describe(name: str, machine: Machine) -> Described:
-    """The stack of that *name* (or description's path) on this *machine*. Raises :class:`StackError`."""
+def describe(name: str, machine: Machine, try_out: bool = True) -> Described:
+    """The stack of that *name* (or description's path) on this *machine*. Raises :class:`StackError`.
+
+    With *try_out* a stack that is started is started once, for what its agent cannot do and whether its fences hold.
+    To be called in the namespaces that trials will be run in.
+    """
     try:
-        return Described(load(name), machine)
+        description = load(name)
     except DescriptionError as error:
         raise StackError(str(error)) from None
+    lacking: dict[str, str] = {}
+    if description.link == "kernel":
+        lacking = dict(machine.environment.get("lacking", {}))
+        if not machine.environment.get("states", True):
+            lacking["states"] = "connection states cannot be read on this machine"
+    elif try_out:
+        from conform.run.rig import tryout
+
+        lacking = tryout.lacking(description)
+    return Described(description, lacking)
 
 
-class LinuxAdapter:
-    """This machine's kernel: settings are sysctls and route metrics of the trial's namespace, calls are real ones."""
+def factory(stack: Described, jobs: int) -> worker.MakeAdapter:
+    """What makes the adapter of one of *jobs* workers for *stack*."""
+    description = stack.description
+    if description.link == "kernel":
+        from conform.run.rig.kernel import KernelAdapter
 
-    def __init__(self, loop: Loop, settings: Settings, description: StackDescription) -> None:
-        self._loop = loop
-        self._agents = settings.agent
-        self._description = description
-        self._nursery: linux.Nursery | None = None
-        self.medium: Medium
-        if settings.link == "tun":
-            from conform.link.tun import TunMedium
+        return lambda loop, ward, settings: KernelAdapter(loop, ward, settings, description)
+    from conform.run.rig.started import StartedAdapter
 
-            self.medium = TunMedium(loop)
-        else:
-            from conform.link.veth import VethMedium
-
-            self.medium = VethMedium(loop)
-
-    def attach(self, trial: Trial, space: netns.Namespace, deliver: Callable[[bytes, float], None]) -> Port:
-        """Give *space* its settings and its link. Raises OSError, SettingError."""
-        resolved = self._description.resolve(trial.case.settings, trial.case.sysctl)
-        with space.enter():
-            for name, value in resolved.sysctls.items():
-                netns.write_sysctl(name, value)
-        # A trial has the addresses of its own IP version alone: the other's cost as much to set up.
-        addresses = {trial.ip: trial.stack.addresses[trial.ip]}
-        return self.medium.attach(space, addresses, deliver, mtu=resolved.mtu, metrics=resolved.route)
-
-    def agent(
-        self,
-        trial: Trial,
-        space: netns.Namespace,
-        reply: Callable[[int, dict[str, Any]], None],
-        blocked: Callable[[int], None],
-        broke: Callable[[str], None],
-    ) -> Agent:
-        """The agent that the trial needs, or that was asked for. Raises OSError."""
-        addresses = trial.stack.addresses[trial.ip]
-        if self._agents == "process" or (self._agents == "auto" and linux.needs_process(trial.case)):
-            if self._nursery is None:
-                self._nursery = linux.Nursery(self._loop)
-            return linux.ProcessAgent(self._loop, self._nursery, space, trial.ip, addresses, reply, blocked, broke)
-        return linux.InlineAgent(self._loop, space, trial.ip, addresses, reply, blocked, broke)
-
-    def children(self) -> set[int]:
-        """The process ids that someone here waits for."""
-        pid = self._nursery.pid if self._nursery is not None else None
-        return set() if pid is None else {pid}
-
-    def close(self) -> None:
-        """End the agents, let go of the link."""
-        if self._nursery is not None:
-            self._nursery.close()
-        self.medium.close()
+    limit = max(1, -(-description.parallel // jobs))
+    return lambda loop, ward, settings: StartedAdapter(loop, ward, description, limit, settings.scratch)
 
 
-def factory(stack: Described) -> Callable[[Loop, Settings], LinuxAdapter]:
-    """What makes a worker's adapter for *stack*."""
-    return lambda loop, settings: LinuxAdapter(loop, settings, stack.description)
+def workers(stack: Described, jobs: int) -> int:
+    """How many of *jobs* workers have something to do."""
+    return jobs if stack.description.link == "kernel" else min(jobs, stack.description.parallel)

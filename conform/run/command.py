@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -86,6 +88,7 @@ def run(options: Options, say: Say, complain: Say, report: events.Reporter) -> R
     """Check, plan, run. *say* prints what was found, *complain* what is wrong; *report* gets the run's events."""
     machine = preflight.examine(options.link)
     warden = None
+    scratch = os.path.join(tempfile.gettempdir(), f"conform-{os.getpid()}-{secrets.token_hex(4)}")
     if machine.usable:
         from conform.link.netns import PrivilegeError
 
@@ -94,9 +97,9 @@ def run(options: Options, say: Say, complain: Say, report: events.Reporter) -> R
         except PrivilegeError as error:  # it was possible a moment ago
             machine.findings.append(preflight.Finding("privileges", False, error.cause, error.remedy, True))
         else:
-            warden = Warden()  # before all that is large is loaded: it stays as small as main is now
+            warden = Warden(scratch)  # before all that is large is loaded: it stays as small as main is now
     try:
-        return _run(options, machine, warden, say, complain, report)
+        return _run(options, machine, warden, scratch, say, complain, report)
     finally:
         if warden is not None:
             warden.close()
@@ -106,6 +109,7 @@ def _run(
     options: Options,
     machine: preflight.Machine,
     warden: Warden | None,
+    scratch: str,
     say: Say,
     complain: Say,
     report: events.Reporter,
@@ -122,10 +126,10 @@ def _run(
         complain(str(error))
         return Ran(EXIT_USAGE)
     try:
-        stack = adapters.describe(options.stack, machine)
+        stack = adapters.describe(options.stack, machine, try_out=machine.usable)
     except adapters.StackError as error:
         complain(str(error))
-        return Ran(EXIT_USAGE)
+        return Ran(EXIT_USAGE if error.usage else EXIT_BROKEN)
     loaded = load(list(options.paths))
     known = expectations.load(expectations.files(options.paths, stack.profile.name))
     problems = [*loaded.problems, *known.problems]
@@ -182,7 +186,9 @@ def _run(
         pcap=options.pcap,
         timeout=options.timeout,
         retry=options.retry,
+        scratch=scratch,
     )
+    jobs = adapters.workers(stack, options.jobs or len(os.sched_getaffinity(0)))
     with contextlib.closing(writer):
         writer.write(dumps(header))
         report(events.RunStarted(header, str(directory), len(planned)))
@@ -192,9 +198,9 @@ def _run(
             known,
             writer,
             warden,
-            adapters.factory(stack),
+            adapters.factory(stack, jobs),
             report,
-            jobs=options.jobs or len(os.sched_getaffinity(0)),
+            jobs=jobs,
             stop_first=options.stop_first,
         )
         outcome = pool.run()

@@ -11,7 +11,6 @@ import struct
 import time
 import traceback
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -74,7 +73,7 @@ class Pool:
         expectations: Expectations,
         writer: Writer,
         warden: Warden,
-        adapter: Callable[..., worker.Adapter],
+        adapter: worker.MakeAdapter,
         report: events.Reporter,
         *,
         jobs: int,

@@ -6,23 +6,20 @@ Everything is tried in processes forked for it, so that neither a namespace nor 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
-import signal
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from conform.run import kernel
+from conform.run.children import in_child
 
 LinkChoice = Literal["auto", "tun", "veth"]
 
 #: The tests' addresses are those of the documentation (RFC 5737, RFC 3849); any would do.
 _ADDRESSES = {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::2")}
 _CLOCK_MONOTONIC_COARSE = 6
-_LONGEST = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +72,7 @@ def examine(link: LinkChoice = "auto") -> Machine:
     chosen, found = _links(link, machine.environment)
     findings += found
     findings.append(_sock_diag(machine.environment))
-    result = _in_child(lambda: _look(privileged, chosen))
+    result = in_child(lambda: _look(privileged, chosen))
     if isinstance(result, str):
         findings.append(Finding("namespaces", False, f"the machine could not be looked at: {result}", "", True))
         return machine
@@ -120,33 +117,6 @@ def _python(environment: dict[str, Any]) -> Finding:
     environment["packages"] = versions
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
     return Finding("python", True, f"Python {platform.python_version()}, {listed}")
-
-
-def _in_child(work: Callable[[], Any]) -> Any:
-    """The result of *work*, made in a child: JSON-able. A text says why there is none."""
-    reader, writer = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        with contextlib.suppress(BaseException):
-            os.close(reader)
-            signal.alarm(int(_LONGEST))  # a child that hangs must not keep main
-            kernel.die_with_parent()
-            try:
-                value = work()
-            except Exception as error:
-                value = f"{type(error).__name__}: {error}"
-            with os.fdopen(writer, "w") as out:
-                json.dump(value, out)
-            code = 0
-        os._exit(code)
-    os.close(writer)
-    with os.fdopen(reader) as file:
-        text = file.read()
-    _, status = os.waitpid(pid, 0)
-    if status or not text:
-        return f"the process that looked ended with status {os.waitstatus_to_exitcode(status)}"
-    return json.loads(text)
 
 
 def _look(privileged: bool, link: str | None) -> dict[str, Any]:

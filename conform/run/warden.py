@@ -72,13 +72,16 @@ class Ward:
 class Warden:
     """Main's side: it starts the warden and makes an end for each worker."""
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: str = "") -> None:
+        """*scratch* is a directory that the run may make; it is removed when all have ended, however they did."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.pid = os.fork()
         if self.pid == 0:
             with contextlib.suppress(BaseException):
                 ours.close()
                 _live(theirs)
+                if scratch:
+                    _remove(scratch)
             os._exit(0)
         theirs.close()
         self._end = ours
@@ -127,6 +130,12 @@ def _live(main: socket.socket) -> None:
             now = time.monotonic()
             dead += [(now + _LOOKS[0], 0, netns) for netns in held.pop(end).values()]
         dead = list(_look(dead))
+
+
+def _remove(directory: str) -> None:
+    import shutil  # not before: the warden is to stay small
+
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 def _read(

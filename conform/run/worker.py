@@ -1,7 +1,7 @@
 """A worker: one loop over many sessions.
 
 Main tells it which trials to run and gets each one's finished line back. A :class:`Host` is one trial in progress: its
-namespace, link, agent and state read-out around its :class:`~conform.engine.session.Session`.
+rig (stack, link, agent) around its :class:`~conform.engine.session.Session`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from conform.engine import events as ev
 from conform.engine.session import Session
 from conform.engine.trial import Trial
 from conform.engine.verdict import Verdict
 from conform.link import codec, netns
-from conform.link.medium import Medium, Port
 from conform.run import kernel, wire
 from conform.run.expectations import Expectations, classify
 from conform.run.lines import Attempt, line, pcap_name
 from conform.run.loop import Loop, Timer
 from conform.run.plan import Plan
+from conform.run.rig import Adapter, Rig
 from conform.run.warden import Ward
-from conform.stacks.sockdiag import SockDiag
 
 #: How many trials are kept busy at once, and how many are live in all when most of them only wait.
 BUSY, LIVE = 8, 256
@@ -63,31 +62,11 @@ class Settings:
     pcap: PcapChoice = "failed"
     timeout: float = 180.0
     retry: int = 0
+    scratch: str = ""
 
 
-class Agent(Protocol):
-    """What makes the calls (docs/architecture.md, "The seams")."""
-
-    def request(self, id: int, request: dict[str, Any]) -> None: ...
-    def close(self) -> None: ...
-
-
-class Adapter(Protocol):
-    """How a stack is run: made once a worker, by ``run.adapters``."""
-
-    medium: Medium
-
-    def attach(self, trial: Trial, space: netns.Namespace, deliver: Callable[[bytes, float], None]) -> Port: ...
-    def agent(
-        self,
-        trial: Trial,
-        space: netns.Namespace,
-        reply: Callable[[int, dict[str, Any]], None],
-        blocked: Callable[[int], None],
-        broke: Callable[[str], None],
-    ) -> Agent: ...
-    def children(self) -> set[int]: ...
-    def close(self) -> None: ...
+#: Makes a worker's adapter.
+MakeAdapter = Callable[[Loop, Ward, Settings], Adapter]
 
 
 @dataclass(slots=True)
@@ -116,11 +95,7 @@ class Host:
         self._inbox: deque[tuple[ev.Event, float]] = deque()
         self._pumping = False
         self._session: Session | None = None
-        self._space: netns.Namespace | None = None
-        self._held: int | None = None
-        self._port: Port | None = None
-        self._agent: Agent | None = None
-        self._diag: SockDiag | None = None
+        self._rig: Rig | None = None
         self._timer: Timer | None = None
         self._fence = worker.fence(self.trial)
         self._fences: dict[int, int] = {}
@@ -129,14 +104,16 @@ class Host:
 
     # Its life ----------------------------------------------------------------------------------------------------
     def open(self) -> None:
-        """Make the namespace and what is in it, and begin."""
-        worker, trial = self._worker, self.trial
-        self._space = netns.Namespace.create()
-        self._held = worker.ward.hold(self._space.fd)
-        self._port = worker.adapter.attach(trial, self._space, self._deliver)
-        self._diag = SockDiag(self._space, trial.stack.addresses)
-        self._agent = worker.adapter.agent(trial, self._space, self._replied, self._blocked, self._broke)
-        self._session = Session(trial)
+        """Have a rig made; the trial begins when it is ready."""
+        self._rig = self._worker.adapter.rig(self.trial, self)
+        self.trial = self._rig.trial
+        self._rig.open()
+
+    def ready(self) -> None:
+        """The stack is there: begin."""
+        assert self._rig is not None
+        self._session = Session(self.trial)
+        self._rig.uses(connection.tester_port for connection in self._session.connections.values())
         self._zero = time.monotonic()
         self._session.start(0.0)
         self._pump()
@@ -155,52 +132,37 @@ class Host:
         return self._session.verdict, self._session.transcript.entries
 
     def close(self) -> None:
-        """Reset every connection exactly, destroy what is left, let go of everything. Never raises."""
+        """Reset every connection exactly, let go of everything. Never raises."""
         if self._timer is not None:
             self._timer.cancel()
+        if self._rig is None:
+            return
         steps: list[Callable[[], object]] = []
-        if self._port is not None and self._session is not None and self.crashed is None:
+        if self._session is not None and self.crashed is None:
             steps.append(self._reset)
-        if self._agent is not None:
-            steps.append(self._agent.close)
-        if self._diag is not None:
-            steps += [self._destroy, self._diag.close]
-        if self._port is not None:
-            steps.append(self._port.close)
-        if self._space is not None:
-            steps.append(self._space.close)
+        steps += self._rig.cleanups()
         for step in steps:
             try:
                 step()
             except Exception:  # one that fails must not keep the others from being done
                 self._worker.complain(f"{self.trial.id}: {traceback.format_exc()}")
-        if self._held is not None:
-            self._worker.ward.release(self._held)
 
     def _reset(self) -> None:
         assert self._session is not None
-        assert self._port is not None
+        assert self._rig is not None
         for segment in self._session.closing_segments():
             data = codec.build(segment)
             with contextlib.suppress(OSError):
-                self._port.send(data)
+                self._rig.send(data)
                 self._record("closing", data)
-
-    def _destroy(self) -> None:
-        """Destroy what an agent's process still holds, or what a reset did not reach: it would pin the namespace."""
-        assert self._space is not None
-        assert self._diag is not None
-        with self._space.enter():
-            left = kernel.tcp_sockets()
-        if left:  # to list them takes a walk over the sockets of all namespaces, ten times as long as to count them
-            self._diag.destroy_all()
 
     def crash(self) -> None:
         """An exception that concerns this trial alone: it ends in error."""
         self.crashed = f"conform failed:\n{traceback.format_exc().rstrip()}"
 
     # What happens ------------------------------------------------------------------------------------------------
-    def _deliver(self, data: bytes, since: float) -> None:
+    def arrived(self, data: bytes, since: float) -> None:
+        """See ``rig.Ears``, as for those that follow."""
         now = time.monotonic()
         number = self._fence.match(data) if self._fence is not None else None
         if number is not None:
@@ -217,18 +179,29 @@ class Host:
         self._arrivals += 1
         self._event(ev.Arrived(segment, since - self._zero), now)
 
-    def _replied(self, id: int, reply: dict[str, Any]) -> None:
+    def replied(self, id: int, reply: dict[str, Any]) -> None:
+        """A call ended."""
         self._event(ev.Returned(id, reply), time.monotonic())
 
-    def _blocked(self, id: int) -> None:
+    def blocked(self, id: int) -> None:
+        """A call sleeps."""
         self._event(ev.Blocked(id), time.monotonic())
 
-    def _broke(self, reason: str) -> None:
-        self._event(ev.Broke(reason), time.monotonic())
+    def state_read(self, id: int, state: str | None, info: dict[str, Any]) -> None:
+        """A state was read."""
+        self._event(ev.StateRead(id, state, info), time.monotonic())
 
     def broke(self, reason: str) -> None:
         """End in error for that reason."""
-        self._broke(reason)
+        if self._session is None:
+            self.crashed = reason
+            self._worker.ended(self)
+        else:
+            self._event(ev.Broke(reason), time.monotonic())
+
+    def died(self, reason: str) -> None:
+        """The stack is gone."""
+        self._event(ev.Died(reason), time.monotonic())
 
     def _tick(self) -> None:
         self._timer = None
@@ -298,14 +271,13 @@ class Host:
                 self._record("injected", data, action.id, before)
                 self._inbox.append((ev.Injected(action.id, before - self._zero, after - self._zero), after))
             case ev.Call():
-                assert self._agent is not None
-                self._agent.request(action.id, action.request)
+                assert self._rig is not None
+                self._rig.request(action.id, action.request)
             case ev.Settle():
                 self._settle(action)
             case ev.ReadState():
-                assert self._diag is not None
-                state, info = self._diag.state(self.trial.ip, action.stack_port, action.tester_port)
-                self._inbox.append((ev.StateRead(action.id, state, info), time.monotonic()))
+                assert self._rig is not None
+                self._rig.read_state(action.id, action.stack_port, action.tester_port)
 
     def _settle(self, action: ev.Settle) -> None:
         if self._fence is None:
@@ -321,8 +293,8 @@ class Host:
         self._record("fence", data)
 
     def _send(self, data: bytes) -> None:
-        assert self._port is not None
-        self._port.send(data)
+        assert self._rig is not None
+        self._rig.send(data)
 
     def _record(self, kind: str, data: bytes, reference: int = 0, now: float | None = None) -> None:
         if self.records is not None:
@@ -379,7 +351,7 @@ class Worker:
         plan: Plan,
         settings: Settings,
         expectations: Expectations,
-        adapter: Callable[[Loop, Settings], Adapter],
+        adapter: MakeAdapter,
     ) -> None:
         self.channel = channel
         self.ward = ward
@@ -387,7 +359,7 @@ class Worker:
         self.settings = settings
         self.expectations = expectations
         self.loop = Loop()
-        self.adapter = adapter(self.loop, settings)
+        self.adapter = adapter(self.loop, ward, settings)
         self.busy = 0
         self._live: dict[int, Host] = {}
         self._ended: list[Host] = []
@@ -458,7 +430,7 @@ class Worker:
             self._quit = True
 
     def _room(self) -> bool:
-        if len(self._live) >= self._most or self.busy >= BUSY:
+        if len(self._live) >= self._most or self.busy >= BUSY or not self.adapter.room():
             return False
         return self._pace < _SLOW_TURN or not self.busy
 
@@ -564,7 +536,7 @@ def main(
     plan: Plan,
     settings: Settings,
     expectations: Expectations,
-    adapter: Callable[[Loop, Settings], Adapter],
+    adapter: MakeAdapter,
 ) -> None:
     """A worker's life, in a process of its own. What goes wrong outside any trial is told to main."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

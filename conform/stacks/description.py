@@ -47,6 +47,10 @@ class DescriptionError(ValueError):
     """A stack's description that cannot be used; the message begins with its name or path."""
 
 
+class StackLostError(OSError):
+    """A stack that could not be started, or was lost; the text says how."""
+
+
 class SettingError(ValueError):
     """A setting that this stack cannot be given: a trial that wants it is not applicable."""
 

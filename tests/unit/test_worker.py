@@ -37,7 +37,7 @@ class _Pair:
         ours, theirs = socket.socketpair()
         self.main = wire.Channel(ours)
         ward = SimpleNamespace(hold=lambda fd: 1, release=lambda n: None, flush=lambda: None, close=lambda: None)
-        medium = SimpleNamespace(children=set, close=lambda: None)
+        adapter = SimpleNamespace(children=set, close=lambda: None, room=lambda: True)
         entries = settings.pop("deviations", ())
         self.worker = Worker(
             wire.Channel(theirs),
@@ -45,7 +45,7 @@ class _Pair:
             Plan([TRIAL]),
             Settings(link="tun", directory=tmp_path, **settings),
             Expectations(entries),
-            lambda loop, settings: medium,  # type: ignore[arg-type,return-value]
+            lambda loop, ward, settings: adapter,  # type: ignore[arg-type,return-value]
         )
 
     def run(self, *verdicts: Verdict) -> list[dict[str, Any]]:

@@ -1,0 +1,158 @@
+"""A stack that conform starts, tried before a run: whether it comes up, what its agent can do, whether fences hold."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import replace
+from typing import Any
+
+from conform.case.model import Case
+from conform.engine.trial import Trial
+from conform.link import codec, netns
+from conform.run.adapters import StackError
+from conform.run.children import in_child
+from conform.run.loop import Loop
+from conform.run.rig.started import StartedAdapter
+from conform.stacks import builds
+from conform.stacks.description import StackDescription
+from conform.tcp.segment import SYN, IPFields, Segment
+
+#: How many resets must each come before the echo behind them.
+_ROUNDS = 20
+_CLOSED_PORT = 9
+
+
+class _NoWard:
+    """Nobody holds the namespaces of a trying-out: its process is waited for."""
+
+    def hold(self, netns: int) -> int:
+        return 0
+
+    def release(self, number: int) -> None:
+        pass
+
+
+class _Ears:
+    """Hears one stand."""
+
+    def __init__(self) -> None:
+        self.up = False
+        self.wrong = ""
+        self.packets: list[bytes] = []
+
+    def ready(self) -> None:
+        self.up = True
+
+    def arrived(self, data: bytes, since: float) -> None:
+        self.packets.append(data)
+
+    def replied(self, id: int, reply: dict[str, Any]) -> None:
+        pass
+
+    def blocked(self, id: int) -> None:
+        pass
+
+    def state_read(self, id: int, state: str | None, info: dict[str, Any]) -> None:
+        pass
+
+    def broke(self, reason: str) -> None:
+        self.wrong = reason
+
+    def died(self, reason: str) -> None:
+        self.wrong = reason
+
+
+def lacking(description: StackDescription) -> dict[str, str]:
+    """The capabilities that the description claims and the agent does not have, each with the reason.
+
+    Raises :class:`~conform.run.adapters.StackError`: the stack is not built, does not come up, or answers behind its
+    fences.
+    """
+    name = description.name
+    if not builds.built(description):
+        raise StackError(f"{name} is not built yet: conform stacks build {name}", usage=False)
+    within = description.start.within if description.start is not None else 5.0
+    found = in_child(lambda: _try(description), 4 * within + 15, starts=True)
+    if isinstance(found, str):
+        found = {"wrong": found}
+    if found["wrong"]:
+        hint = f"\nIt is installed by: {description.install}" if description.install else ""
+        raise StackError(f"{name} does not come up: {found['wrong']}{hint}", usage=False)
+    if found["fence"]:
+        raise StackError(f"{name}: {found['fence']}", usage=False)
+    agent = found["capabilities"]
+    if agent is None:
+        return {}
+    claimed = description.capabilities & AGENTS_OWN
+    return dict.fromkeys(sorted(claimed - set(agent)), f"{name}'s agent cannot do that")
+
+
+#: The capabilities that an agent has or has not; others are the stack's.
+AGENTS_OWN = frozenset(
+    {
+        "calls", "overlap", "fork", "kill", "dup", "sigpipe", "states", "linger", "urgent", "tcp-info", "repair",
+        "shutdown-read", "reuse-port", "fast-open",
+    }
+)  # fmt: skip
+
+
+def _trial(description: StackDescription, version: int) -> Trial:
+    case = Case.model_validate({"title": "It comes up", "covers": ["none"], "steps": [{"probe": "alive"}]})
+    return Trial(
+        id="tryout", case_id="tryout", file="", ip=version, row="", document={}, case=case, levels={},
+        stack=description.profile, seed=0,
+    )  # fmt: skip
+
+
+def _try(description: StackDescription) -> dict[str, Any]:
+    netns.unshare_home()
+    codec.preload()
+    loop = Loop()
+    capabilities: list[str] | None = None
+    with tempfile.TemporaryDirectory(prefix="conform-") as scratch:
+        for version in description.pairs:
+            adapter = StartedAdapter(loop, _NoWard(), description, 1, scratch)  # type: ignore[arg-type]
+            ears = _Ears()
+            try:
+                trial = _trial(description, version)
+                rig = adapter.rig(trial, ears)
+                rig.open()
+                while not ears.up and not ears.wrong:
+                    loop.turn(0.05)
+                if ears.wrong:
+                    return {"wrong": f"IPv{version}: {ears.wrong}", "fence": "", "capabilities": None}
+                said = rig.capabilities
+                capabilities = sorted(said) if said is not None else None
+                wrong = _fences(loop, rig, ears, trial) if description.settle == "fence" else ""
+                if wrong:
+                    return {"wrong": "", "fence": wrong, "capabilities": capabilities}
+            except OSError as error:
+                return {"wrong": f"IPv{version}: {error}", "fence": "", "capabilities": None}
+            finally:
+                adapter.close()
+    return {"wrong": "", "fence": "", "capabilities": capabilities}
+
+
+def _fences(loop: Loop, rig: Any, ears: _Ears, trial: Trial) -> str:
+    """What is wrong with the stack's fences, "" for nothing."""
+    stack, tester = trial.stack.addresses[trial.ip]
+    fence = codec.Fence(trial.ip, stack, tester)
+    syn = Segment(ip=IPFields(trial.ip, tester, stack), sport=40000, dport=_CLOSED_PORT, flags=SYN, seq=1, ack=0)
+    for number in range(_ROUNDS):
+        ears.packets.clear()
+        rig.send(codec.build(replace(syn, sport=40000 + number)))
+        rig.send(fence.build(number))
+        end = time.monotonic() + 2.0
+        behind = None
+        while behind is None:
+            loop.turn(0.05)
+            behind = next((n for n, data in enumerate(ears.packets) if fence.match(data) == number), None)
+            if time.monotonic() > end:
+                return "an echo request was not answered within 2 s; settle by time (settle: seconds)"
+        if not any(codec.parse(data) is not None for data in ears.packets[:behind]):
+            return (
+                "the answer to a SYN did not come before the answer to an echo request behind it: fences do not hold;"
+                " settle by time (settle: seconds)"
+            )
+    return ""
