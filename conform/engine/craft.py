@@ -12,7 +12,7 @@ from conform.tcp.sequence import MODULUS, add, lt
 from conform.tcp.tracker import Connection
 
 if TYPE_CHECKING:
-    from conform.engine.session import Session
+    from conform.engine.runtime import Runtime
 
 #: Where the tester's timestamp clock stands at a trial's start; it ticks every millisecond.
 TIMESTAMP_BASE = 1_000_000
@@ -41,17 +41,17 @@ class Senseless(Exception):  # noqa: N818
 
 
 class Craft:
-    """Makes segments for one session."""
+    """Makes the packets of one trial."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, run: Runtime) -> None:
+        self._run = run
 
     def packet(self, spec: m.SendSpec, connection: Connection) -> Packet:
         """The packet that *spec* describes. Raises LookupError when an expression has no value yet."""
         if spec.icmp is not None:
             return self._icmp(spec, spec.icmp)
-        session = self._session
-        env = session.environment(connection)
+        run = self._run
+        env = run.environment(connection)
         changes: dict[str, Any] = {}
         if spec.flags is not None:
             changes["flags"] = spec.flags.bits
@@ -68,7 +68,7 @@ class Craft:
         if spec.options is not None:
             changes["options"] = () if isinstance(spec.options, str) else self.options(spec.options, connection)
         if spec.again is not None:
-            segment = replace(session.snapshot(spec.again).segment, **changes)
+            segment = replace(run.snapshot(spec.again).segment, **changes)
         else:
             segment = self.segment(connection, **changes)
         if spec.ports is not None:
@@ -96,17 +96,17 @@ class Craft:
         fields.setdefault("window", connection.window)
         if "options" not in fields and connection.timestamps and not flags & SYN:
             fields["options"] = (Option("ts", (self._clock(connection), connection.last_tsval if flags & ACK else 0)),)
-        port = connection.stack_port or self._session.stack.port
-        return Segment(ip=self._session.addresses(), sport=connection.tester_port, dport=port, **fields)
+        port = connection.stack_port or self._run.stack.port
+        return Segment(ip=self._run.addresses(), sport=connection.tester_port, dport=port, **fields)
 
     def _clock(self, connection: Connection) -> int:
         """TSval now: never behind one that the case has sent itself, which PAWS would refuse (RFC 7323 section 5)."""
-        clock = (TIMESTAMP_BASE + int(self._session.now * 1000)) % MODULUS
+        clock = (TIMESTAMP_BASE + int(self._run.now * 1000)) % MODULUS
         return connection.ts_recent if lt(clock, connection.ts_recent) else clock
 
     def options(self, spec: m.OptionsSpec, connection: Connection) -> tuple[Option, ...]:
         """The options of *spec*, in the order in which they were written."""
-        env = self._session.environment(connection)
+        env = self._run.environment(connection)
         out: list[Option] = []
         for name in spec.order:
             match name:
@@ -149,7 +149,7 @@ class Craft:
         return replace(ip, **changes)
 
     def _icmp(self, spec: m.SendSpec, icmp: m.IcmpSpec) -> IcmpError:
-        version = self._session.trial.ip
+        version = self._run.trial.ip
         if isinstance(icmp.type, str):
             found = ICMP_TYPES[icmp.type].get(version)
             if found is None:
@@ -158,12 +158,12 @@ class Craft:
             code = icmp.code if icmp.code is not None else code
         else:
             kind, code = icmp.type, icmp.code or 0
-        quoted = self._session.snapshot(icmp.quotes).segment
+        quoted = self._run.snapshot(icmp.quotes).segment
         if icmp.seq is not None:
-            connection = self._session.connection(spec.conn)
-            env = self._session.environment(connection)
+            connection = self._run.connection(spec.conn)
+            env = self._run.environment(connection)
             quoted = replace(quoted, seq=add(env.sequence(icmp.seq, connection.iss), 0))
-        ip = self._session.addresses()
+        ip = self._run.addresses()
         if spec.ip is not None:
             ip = self._ip(ip, spec.ip)
         return IcmpError(ip, kind, code, quoted, icmp.mtu, icmp.pointer, icmp.quoted_length)

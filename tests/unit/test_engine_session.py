@@ -1336,7 +1336,7 @@ def test_previous_means_something_in_a_gap_alone() -> None:
 
 def test_a_fault_of_conforms_own_is_raised_and_never_the_stacks() -> None:
     driver = Driver(trial([DATA, ACKED]))
-    driver.session.stack.timers.clear()
+    driver.session.trial.stack.timers.clear()
     with pytest.raises(KeyError):
         driver.play()
 
