@@ -16,6 +16,7 @@ _VERBS = {
     "list": "list the trials that cases give",
     "show": "show a case: its requirements, its steps, its packets",
     "judge": "derive the verdicts and reports of a saved run again",
+    "compare": "hold runs beside each other: stacks, or one stack before and after",
     "doctor": "what this machine can and cannot do, and how to mend it",
     "schema": "print the JSON Schema of the case format",
     "new": "write a commented case to start from",

@@ -1,0 +1,412 @@
+"""``conform compare``: cases against runs. Runs of several stacks are held beside each other; of runs of one stack the
+first is what the others are held against (docs/comparing.md).
+
+Each run file is read once, line by line; what stays of a trial is its result and, where it did not pass, one line of
+why.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from conform.engine.verdict import GATING, LEVELS
+from conform.run.fold import base, case_of, fold
+from conform.run.runfile import Reader
+
+#: Of a trial that was planned and has no line, and of one that the run knows nothing of.
+MISSING, ABSENT = "missing", "absent"
+#: All that a cell can be, the alarming first.
+RESULTS = (
+    "fail", "unexpected-pass", "error", MISSING, "flaky", "inconclusive", "expected-failure", "not-applicable", "pass",
+    ABSENT,
+)  # fmt: skip
+FORMAT = 1
+_ORDER = {result: number for number, result in enumerate(RESULTS)}
+_FAILED = ("fail", "expected-failure")
+_PASSED = ("pass", "unexpected-pass")
+#: A trial is slower or faster when it takes more than so many times as long, and so many seconds longer.
+_TIMES, _SECONDS = 2.0, 1.0
+#: What a summary holds that is another in each run: how long was waited, absolute numbers, ports, addresses.
+VOLATILE = re.compile(
+    r"\b\d+(?:\.\d+)? (?:ns|µs|us|ms|s|min)\b|(?<=seq=)[1-9]\d*|(?<=ack=)[1-9]\d*|(?<=port )\d+|\b0x[0-9a-f]{6,}\b"
+    r"|\d{7,}"
+)
+
+Kind = Literal["stacks", "runs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one run says of one trial. ``key`` is ``reason`` less what is another in each run."""
+
+    result: str
+    expected: bool = True
+    level: str | None = None
+    reason: str = ""
+    key: str = ""
+    requirements: tuple[str, ...] = ()
+    known: tuple[str, str] | None = None  # reason and RFC of the entry that lists it
+
+    @property
+    def verdict(self) -> str:
+        """The result, whether or not it was known before: ``fail``, ``pass``, or the result itself."""
+        return "fail" if self.result in _FAILED else "pass" if self.result in _PASSED else self.result
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` has it: what says nothing is left out."""
+        out: dict[str, Any] = {"result": self.result, "expected": self.expected}
+        if self.level:
+            out["level"] = self.level
+        if self.reason:
+            out["reason"] = self.reason
+        if self.requirements:
+            out["requirements"] = list(self.requirements)
+        if self.known:
+            out["known"] = {"reason": self.known[0], "rfc": self.known[1]}
+        return out
+
+
+_PASS, _MISSING, _ABSENT = Cell("pass"), Cell(MISSING, False, reason="planned, and without a verdict"), Cell(ABSENT)
+
+
+@dataclass(slots=True)
+class Run:
+    """One run: what it was, and a cell for each trial."""
+
+    label: str
+    path: str
+    stack: str
+    title: str
+    conform: str
+    started: str
+    cells: dict[str, Cell] = field(default_factory=dict)
+    durations: dict[str, float] = field(default_factory=dict)
+    results: Counter[str] = field(default_factory=Counter)
+    #: Level of the strongest requirement that a trial is about -> verdict -> how many.
+    levels: dict[str, Counter[str]] = field(default_factory=dict)
+    unexpected: int = 0
+
+    def cell(self, trial: str) -> Cell:
+        """What the run says of *trial*."""
+        return self.cells.get(trial, _ABSENT)
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` has it."""
+        return {
+            "label": self.label, "path": self.path, "stack": self.stack, "title": self.title, "conform": self.conform,
+            "started": self.started, "trials": len(self.cells), "unexpected": self.unexpected,
+            "results": {name: self.results[name] for name in RESULTS if self.results[name]},
+            "levels": {level: dict(sorted(self.levels[level].items())) for level in LEVELS if level in self.levels},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Trials of one case of which each run says the same; ``globs`` are their ids, folded."""
+
+    case: str
+    trials: tuple[str, ...]
+    globs: tuple[str, ...]
+    cells: tuple[Cell, ...]
+    differs: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` has it."""
+        return {
+            "case": self.case, "globs": list(self.globs), "trials": list(self.trials), "differs": self.differs,
+            "cells": [cell.to_json() for cell in self.cells],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Of runs of one stack: how trials of one case came out in the first run and in that of number ``run``."""
+
+    what: str
+    run: int
+    case: str
+    trials: tuple[str, ...]
+    globs: tuple[str, ...]
+    before: Cell
+    after: Cell
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` has it."""
+        return {
+            "what": self.what, "run": self.run, "case": self.case, "globs": list(self.globs),
+            "trials": list(self.trials), "before": self.before.to_json(), "after": self.after.to_json(),
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """A trial that took grossly longer or shorter than in the first run."""
+
+    run: int
+    trial: str
+    before: float
+    after: float
+
+
+#: What can become of a trial between two runs of one stack, and whether the exit code tells of it.
+CHANGES = {
+    "regression": True,  # expected, and no longer
+    "missing": True,  # planned, and without a verdict
+    "removed": True,  # had a verdict, and is not planned any more
+    "fixed": False,  # unexpected, and no longer
+    "changed": False,  # another result, or another reason
+    "new": False,
+}
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What came of it. ``alone`` has for each run the trials that fail on that stack only, ``everywhere`` those that
+    fail on every stack to which they apply (two at least), both folded by case."""
+
+    kind: Kind
+    runs: list[Run]
+    rows: list[Row] = field(default_factory=list)
+    alone: list[dict[str, list[str]]] = field(default_factory=list)
+    everywhere: dict[str, list[str]] = field(default_factory=dict)
+    absent: list[int] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    durations: list[Duration] = field(default_factory=list)
+    trials: int = 0
+
+    @property
+    def exit(self) -> int:
+        """1 where the comparison is a reason to look: docs/comparing.md defines it for both uses."""
+        if self.kind == "runs":
+            return int(any(CHANGES[change.what] for change in self.changes))
+        return int(any(run.unexpected for run in self.runs))
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``--json`` has it."""
+        out: dict[str, Any] = {
+            "format": FORMAT, "kind": self.kind, "exit": self.exit, "trials": self.trials,
+            "runs": [run.to_json() for run in self.runs],
+            "rows": [row.to_json() for row in self.rows],
+        }  # fmt: skip
+        if self.kind == "stacks":
+            out["alone"] = [{"run": number, "cases": cases} for number, cases in enumerate(self.alone) if cases]
+            out["everywhere"] = self.everywhere
+        else:
+            out["changes"] = [change.to_json() for change in self.changes]
+            out["durations"] = [
+                {"run": each.run, "trial": each.trial, "before": each.before, "after": each.after}
+                for each in self.durations
+            ]
+        return out
+
+
+def stable(text: str) -> str:
+    """*text* with what is another in each run replaced: two failures with the same are the same failure."""
+    return VOLATILE.sub("…", text)
+
+
+# Reading -------------------------------------------------------------------------------------------------------------
+def read(path: Path) -> Run:
+    """The run in *path*. Raises RunFileError."""
+    reader = Reader(path)
+    header = reader.header
+    stack = _mapping(header.get("stack"))
+    name = str(stack.get("name", "?"))
+    run = Run(
+        label=name,
+        path=str(path),
+        stack=name,
+        title=str(_mapping(stack.get("description")).get("title") or name),
+        conform=str(header.get("conform", "")),
+        started=str(header.get("started", "")),
+    )
+    shared: dict[Any, Any] = {}
+    levels: dict[str, str] = {}
+    for line in reader.trials():
+        trial = base(line["id"])
+        cell = _cell(line)
+        cell = shared.setdefault(cell, cell)
+        other = run.cells.get(trial)
+        if other is None or _ORDER.get(cell.result, 0) < _ORDER.get(other.result, 0):
+            run.cells[trial] = cell  # of repetitions the worst
+        levels[trial] = _level(line)
+        lasted = line.get("duration")
+        if isinstance(lasted, (int, float)):
+            run.durations[trial] = max(float(lasted), run.durations.get(trial, 0.0))
+    planned = header.get("planned")
+    wanted = [base(str(each)) for each in planned] if isinstance(planned, list) else []
+    # In the order of the plan, which is the same for all runs of the same cases; trials finish in any.
+    run.cells = {trial: run.cells.get(trial, _MISSING) for trial in wanted} | run.cells
+    for trial, cell in run.cells.items():
+        run.results[cell.result] += 1
+        run.unexpected += not cell.expected
+        run.levels.setdefault(cell.level or levels.get(trial, "must"), Counter())[cell.verdict] += 1
+    return run
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _cell(line: Mapping[str, Any]) -> Cell:
+    result, verdict = line["result"], line["verdict"]
+    if result == "pass":
+        return _PASS if line["expected"] else Cell("pass", False)
+    if result == "flaky":  # what is to be told of is the attempt that did not pass
+        earlier = line.get("earlier")
+        tries = [_mapping(_mapping(each).get("verdict")) for each in (earlier if isinstance(earlier, list) else ())]
+        verdict = next((each for each in reversed(tries) if each.get("outcome") != "pass"), verdict)
+    failure = _mapping(verdict.get("failure"))
+    reason = failure.get("summary") if verdict.get("outcome") == "fail" else verdict.get("reason")
+    entry = _mapping(line.get("expectation"))
+    if result == "unexpected-pass":
+        reason = "it passes, though it is listed as a known deviation"
+    named = verdict.get("requirements")
+    requirements = tuple(dict.fromkeys(str(name) for name in named)) if isinstance(named, list) else ()
+    told = str(reason or "no reason given")
+    return Cell(
+        result=result,
+        expected=line["expected"],
+        level=verdict.get("level") if verdict.get("level") in LEVELS else None,
+        reason=told,
+        key=stable(told),
+        requirements=requirements,
+        known=(str(entry.get("reason", "")), str(entry.get("rfc", ""))) if entry else None,
+    )
+
+
+def _level(line: Mapping[str, Any]) -> str:
+    """The strongest level of what a trial is about."""
+    named = {GATING.get(str(level), "must") for level in line["levels"].values()}
+    return next((level for level in LEVELS if level in named), "must")
+
+
+# Comparing -----------------------------------------------------------------------------------------------------------
+def compare(runs: Sequence[Run], everything: bool = False) -> Comparison:
+    """Hold *runs* beside each other, or the others against the first where all are of one stack.
+
+    *everything*: the rows that agree are wanted too.
+    """
+    kind: Kind = "runs" if len({run.stack for run in runs}) == 1 else "stacks"
+    _label(runs)
+    found = Comparison(kind, list(runs))
+    universe: dict[str, None] = {}
+    for run in runs:
+        universe.update(dict.fromkeys(run.cells))
+    found.trials = len(universe)
+    found.absent = [len(universe) - len(run.cells) for run in runs]
+    cases: dict[str, list[str]] = {}
+    for trial in universe:
+        cases.setdefault(case_of(trial), []).append(trial)
+    differ = _differ if kind == "stacks" else _changed
+    for case in sorted(cases):
+        groups: dict[tuple[Any, ...], list[str]] = {}
+        for trial in cases[case]:
+            cells = [run.cell(trial) for run in runs]
+            groups.setdefault(tuple((c.result, c.expected, c.key) for c in cells), []).append(trial)
+        for members in groups.values():
+            cells = [run.cell(members[0]) for run in runs]
+            differs = differ(cells)
+            if differs or everything:
+                globs = tuple(fold(members, cases[case]))
+                found.rows.append(Row(case, tuple(members), globs, tuple(cells), differs))
+    if kind == "stacks":
+        _who_fails(found, cases)
+    else:
+        for number in range(1, len(runs)):
+            found.changes += _changes(runs[0], runs[number], number, cases)
+            found.durations += _durations(runs[0], runs[number], number)
+        order = list(CHANGES)
+        found.changes.sort(key=lambda change: (change.run, order.index(change.what)))
+    return found
+
+
+def _label(runs: Sequence[Run]) -> None:
+    """Names for the columns: the stack's where that tells them apart, else the run's own."""
+    many = Counter(run.stack for run in runs)
+    for run in runs:
+        if many[run.stack] > 1:
+            path = Path(run.path)
+            own = (path.parent if path.suffix == ".jsonl" else path).resolve().name
+            run.label = own if len(many) == 1 else f"{run.stack} ({own})"
+    twice = Counter(run.label for run in runs)
+    for number, run in enumerate(runs, 1):
+        if twice[run.label] > 1:
+            run.label = f"{run.label} [{number}]"
+
+
+def _differ(cells: Iterable[Cell]) -> bool:
+    """Whether stacks differ: another verdict, or another way to fail. What a run knows nothing of is no verdict."""
+    told = {(cell.verdict, cell.key if cell.verdict == "fail" else "") for cell in cells if cell.result != ABSENT}
+    return len(told) > 1
+
+
+def _changed(cells: Sequence[Cell]) -> bool:
+    return any(_what(cells[0], cell) is not None for cell in cells[1:])
+
+
+def _who_fails(found: Comparison, cases: Mapping[str, list[str]]) -> None:
+    alone: list[list[str]] = [[] for _ in found.runs]
+    everywhere = []
+    for trial in (trial for members in cases.values() for trial in members):
+        verdicts = {n: run.cell(trial).verdict for n, run in enumerate(found.runs)}
+        decided = [n for n, verdict in verdicts.items() if verdict in ("pass", "fail")]
+        failing = [n for n in decided if verdicts[n] == "fail"]
+        if len(decided) < 2 or not failing:
+            continue
+        if len(failing) == 1:
+            alone[failing[0]].append(trial)
+        elif len(failing) == len(decided):
+            everywhere.append(trial)
+    found.alone = [_by_case(trials, cases) for trials in alone]
+    found.everywhere = _by_case(everywhere, cases)
+
+
+def _by_case(trials: Iterable[str], cases: Mapping[str, list[str]]) -> dict[str, list[str]]:
+    wanted: dict[str, list[str]] = {}
+    for trial in trials:
+        wanted.setdefault(case_of(trial), []).append(trial)
+    return {case: fold(wanted[case], cases[case]) for case in sorted(wanted)}
+
+
+def _what(before: Cell, after: Cell) -> str | None:
+    """What became of a trial, as :data:`CHANGES` names it; ``None``: nothing."""
+    has, had = after.result not in (MISSING, ABSENT), before.result not in (MISSING, ABSENT)
+    if not has:
+        gone = "missing" if after.result == MISSING else "removed"
+        return gone if had or (gone == "missing" and before.result == ABSENT) else None
+    if not had:
+        return "new"
+    if before.expected != after.expected:
+        return "regression" if before.expected else "fixed"
+    return None if (before.result, before.key) == (after.result, after.key) else "changed"
+
+
+def _changes(first: Run, other: Run, number: int, cases: Mapping[str, list[str]]) -> Iterator[Change]:
+    for case in sorted(cases):
+        groups: dict[tuple[Any, ...], list[str]] = {}
+        for trial in cases[case]:
+            before, after = first.cell(trial), other.cell(trial)
+            what = _what(before, after)
+            if what is not None:
+                groups.setdefault((what, before.result, before.key, after.result, after.key), []).append(trial)
+        for (what, *_), members in groups.items():
+            globs = tuple(fold(members, cases[case]))
+            yield Change(what, number, case, tuple(members), globs, first.cell(members[0]), other.cell(members[0]))
+
+
+def _durations(first: Run, other: Run, number: int) -> list[Duration]:
+    out = []
+    for trial, before in first.durations.items():
+        after = other.durations.get(trial)
+        if after is None:
+            continue
+        short, long = sorted((before, after))
+        if long > _TIMES * short and long - short > _SECONDS:
+            out.append(Duration(number, trial, before, after))
+    return sorted(out, key=lambda each: (each.before - each.after, each.trial))
