@@ -71,7 +71,7 @@ static const char *start(void)
 	return why;
 }
 
-/* argv: [INTERFACE [ADDRESS/PREFIX]...], to be reachable before the first hello. */
+/* argv: [INTERFACE [ADDRESS/PREFIX]...], to be reachable before the first hello. "/" is an address left out. */
 const char *platform_start(char **argv)
 {
 	const char *why = NULL, *told = getenv("PRECONFIGURED_TAPIF");
@@ -85,6 +85,8 @@ const char *platform_start(char **argv)
 	why = start();
 	for (char **each = argv + 2; !why && *each; each++) {
 		char *prefix = strchr(*each, '/');
+		if (prefix == *each)
+			continue;
 		if (prefix)
 			*prefix = 0;
 		LOCK_TCPIP_CORE();

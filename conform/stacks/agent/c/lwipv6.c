@@ -48,7 +48,7 @@ static const char *start(void)
 	return NULL;
 }
 
-/* argv: [INTERFACE [ADDRESS/PREFIX]...], to be reachable before the first hello. */
+/* argv: [INTERFACE [ADDRESS/PREFIX]...], to be reachable before the first hello. "/" is an address left out. */
 const char *platform_start(char **argv)
 {
 	if (!argv[1])
@@ -59,6 +59,8 @@ const char *platform_start(char **argv)
 	const char *why = start();
 	for (char **each = argv + 2; !why && *each; each++) {
 		char address[64] = "";
+		if (**each == '/')
+			continue;
 		size_t length = strcspn(*each, "/");
 		memcpy(address, *each, length < sizeof address ? length : 0);
 		why = add_address(address, (*each)[length] ? atoi(*each + length + 1) : 24);
