@@ -137,6 +137,8 @@ class Runtime:
         self.injected: dict[int, ev.Injected] = {}
         #: Why conform itself cannot go on.
         self.broke: str | None = None
+        self.died: str | None = None
+        self.died_at: int | None = None
         self._next_id = 1
 
         # Silence.
@@ -293,9 +295,16 @@ class Runtime:
         return StepFailed(Failure(self.path, self.place, summary, expected, actual, words, entry), self.covers)
 
     def check_faults(self) -> None:
-        """Raise Broken when conform itself failed, StepFailed when a segment broke a rule that holds of every one."""
+        """Raise Broken when conform itself failed, StepFailed when the stack died or a segment broke a rule of all.
+
+        Neither is the precondition's fault: they fail in the recipe as behind it.
+        """
         if self.broke is not None:
             raise Broken(self.broke)
+        if self.died is not None:
+            self.in_recipe = False
+            summary, *words = self.died.splitlines()
+            raise self.fail(summary, "a stack that lives", "none", tuple(words), self.died_at)
         if self._rule is not None:
             requirement, words, entry = self._rule
             self.in_recipe = False

@@ -97,6 +97,7 @@ class Host:
         self._session: Session | None = None
         self._rig: Rig | None = None
         self._timer: Timer | None = None
+        self._settling: Timer | None = None
         self._fence = worker.fence(self.trial)
         self._fences: dict[int, int] = {}
         self._arrivals = 0
@@ -133,8 +134,9 @@ class Host:
 
     def close(self) -> None:
         """Reset every connection exactly, let go of everything. Never raises."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._settling):
+            if timer is not None:
+                timer.cancel()
         if self._rig is None:
             return
         steps: list[Callable[[], object]] = []
@@ -208,6 +210,8 @@ class Host:
         self._event(ev.Ticked(), self._loop.looked)
 
     def _event(self, event: ev.Event, now: float) -> None:
+        if self.finished:
+            return  # what still comes is of no trial
         self._inbox.append((event, now))
         if not self._pumping:
             self._pump()
@@ -284,7 +288,9 @@ class Host:
             settle = self.trial.stack.settle
             assert isinstance(settle, float)
             now = time.monotonic()
-            self._loop.call_at(now + settle, lambda: self._event(ev.Settled(action.id), self._loop.looked))
+            self._settling = self._loop.call_at(
+                now + settle, lambda: self._event(ev.Settled(action.id), self._loop.looked)
+            )
             return
         number = self._worker.next_fence()
         self._fences[number] = action.id

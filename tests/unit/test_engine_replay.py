@@ -45,6 +45,7 @@ def trials() -> dict[str, Driver]:
         "unverified": run(CLOSE, state=lambda n, state: None),
         "findings": run(CLOSE, state=lambda n, state: "FIN-WAIT-1"),
         "error": run([{"silence": "1s"}, *CLOSE], at=[(0.5, ev.Broke("the link is gone"))]),
+        "fail for death": run([{"silence": "1s"}, *CLOSE], at=[(0.5, ev.Died("the stack died: killed by SIGSEGV\nIt printed"))]),
         "noise": run(CLOSE, stack=ModelStack(twist=also(1, (0.0, {})))),
         "v6": run(CLOSE, stack=ModelStack(6), ip=6),
         "icmp": run(

@@ -1190,6 +1190,17 @@ def test_a_timer_that_the_stack_does_not_declare() -> None:
     assert driver.verdict.reason == "steps[1]: the stack's description has no timer.msl"
 
 
+@pytest.mark.parametrize(("given", "step"), [("ESTABLISHED", "steps[0]"), ("SYN-SENT", "recipe[2]")])
+def test_a_stack_that_dies_fails_the_trial_even_in_its_recipe(given: str, step: str) -> None:
+    died = ev.Died("the stack died: killed by SIGSEGV\nIt printed last:\n  assertion")
+    when = 0.5 if given == "ESTABLISHED" else 0.0
+    driver = run([{"silence": "1s"}], given=given, at=[(when, died)])
+    assert driver.verdict.outcome == "fail"
+    assert driver.verdict.failure.summary == "the stack died: killed by SIGSEGV"
+    assert driver.verdict.failure.arithmetic == ("It printed last:", "  assertion")
+    assert driver.verdict.failure.step.startswith(step.partition("[")[0])
+
+
 def test_when_conform_itself_breaks() -> None:
     driver = run([DATA, ACKED, {"silence": "1s"}], at=[(0.5, ev.Broke("the link is gone"))])
     assert driver.verdict.outcome == "error"
