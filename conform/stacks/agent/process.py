@@ -15,6 +15,7 @@ import array
 import collections
 import contextlib
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -27,7 +28,7 @@ from typing import Any, NoReturn
 from conform.stacks.agent.calls import LINGER_ZERO, PROTOCOL, SLEEPERS, Calls, Reply, Request, RequestError, failure
 
 #: What an agent that is a process can do.
-CAPABILITIES = (
+CAPABILITIES: tuple[str, ...] = (
     "calls", "overlap", "fork", "kill", "dup", "sigpipe", "linger", "urgent", "tcp-info", "repair", "shutdown-read",
     "reuse-port", "fast-open",
 )  # fmt: skip
@@ -58,7 +59,7 @@ def _prctl(option: int, argument: int) -> None:
 
 
 class Sleeper:
-    """A thread that makes calls which may sleep, one at a time."""
+    """A thread that makes calls which may sleep, one at a time. Whether it sleeps in one is asked of the kernel."""
 
     def __init__(self, agent: Agent) -> None:
         self.agent = agent
@@ -80,8 +81,7 @@ class Sleeper:
             assert job is not None
             if job.watch and not self.watched:
                 try:
-                    self.syscall = os.open("/proc/thread-self/syscall", os.O_RDONLY | os.O_CLOEXEC)
-                    self.stat = os.open("/proc/thread-self/stat", os.O_RDONLY | os.O_CLOEXEC)
+                    self.open()
                 except OSError as error:
                     job.done = True
                     self.known.release()
@@ -91,13 +91,28 @@ class Sleeper:
                 self.watched = True
             if job.watch:
                 self.known.release()
-            reply = self.agent.calls.execute(job.request)
+            reply = self.execute(job)
             with job.lock:
                 job.done = True
             self.job = None
             # Before the reply: what asks next must find this thread free.
             self.agent.idle.append(self)
             self.agent.send({"id": job.id, **reply})
+
+    def open(self) -> None:
+        """In the thread: open what tells of its sleep. Raises OSError."""
+        self.syscall = os.open("/proc/thread-self/syscall", os.O_RDONLY | os.O_CLOEXEC)
+        self.stat = os.open("/proc/thread-self/stat", os.O_RDONLY | os.O_CLOEXEC)
+
+    def execute(self, job: Job) -> Reply:
+        """In the thread: the reply to the call of *job*."""
+        return self.agent.calls.execute(job.request)
+
+    def sleeps(self, job: Job) -> bool:
+        """Asked by the main thread: whether this one sleeps in the call of *job*."""
+        # In the call, asleep, and still in the call. Without the third look the sleep might be another: waiting for the
+        # interpreter's lock before the call, or after it. "D" (the socket's lock) is not what is meant either.
+        return in_call(self, job) and asleep(self) and in_call(self, job)
 
     def forget(self) -> None:
         """In a forked child, where the thread does not exist: close what it had open."""
@@ -125,6 +140,10 @@ class Job:
 
 class Agent:
     """One process of a trial: hears requests on its control socket, makes the calls, replies."""
+
+    name = "conform-linux"
+    capabilities = CAPABILITIES
+    sleeper: type[Sleeper] = Sleeper
 
     def __init__(self, control: socket.socket) -> None:
         self.calls = Calls(4, "", "")
@@ -196,9 +215,11 @@ class Agent:
     def hello(self, request: Request) -> None:
         if request["hello"] != PROTOCOL:
             raise RequestError(f"this agent speaks version {PROTOCOL} of the protocol, not {request['hello']!r}")
-        self.calls = Calls(request["ip"], request["stack"], request["tester"])
+        calls = Calls(request["ip"], request["stack"], request["tester"])
+        self.calls.drop()  # of the trial before
+        self.calls = calls
         self.greeted = True
-        self.send({"hello": PROTOCOL, "agent": "conform-linux", "capabilities": CAPABILITIES})
+        self.send({"hello": PROTOCOL, "agent": self.name, "capabilities": self.capabilities})
 
     def do(self, id: int, request: Request) -> None:
         do = request["do"]
@@ -219,7 +240,7 @@ class Agent:
         if self.idle:
             sleeper = self.idle.popleft()
         else:
-            sleeper = Sleeper(self)
+            sleeper = self.sleeper(self)
             self.sleepers.append(sleeper)
         sleeper.job = job
         sleeper.wake.release()
@@ -227,9 +248,7 @@ class Agent:
             return
         sleeper.known.acquire()
         while not job.done:
-            # In the call, asleep, and still in the call. Without the third look the sleep might be another: waiting for
-            # the interpreter's lock before the call, or after it. "D" (the socket's lock) is not what is meant either.
-            if in_call(sleeper, job) and asleep(sleeper) and in_call(sleeper, job):
+            if sleeper.sleeps(job):
                 with job.lock:
                     if not job.done:
                         self.send({"id": job.id, "blocked": True})
@@ -251,12 +270,18 @@ class Agent:
             self.adopt(ours)
             return
         ours.close()
-        pidfd = os.pidfd_open(pid)
         try:
-            self.send({"id": id, "returned": pid}, (theirs.fileno(), pidfd))
+            beside: tuple[int, ...] = (theirs.fileno(), os.pidfd_open(pid))
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            beside = (theirs.fileno(),)  # gVisor has no pidfds; stacks/agent/hub.py does without
+        try:
+            self.send({"id": id, "returned": pid}, beside)
         finally:
-            os.close(pidfd)
             theirs.close()
+            for pidfd in beside[1:]:
+                os.close(pidfd)
 
 
 def in_call(sleeper: Sleeper, job: Job) -> bool:
