@@ -92,30 +92,31 @@ def is_echo_request(frame: Any) -> bool:
 class Fence:
     """Hands frames to the stack: pings once the stack is through with what came before them, all others at once.
 
-    *hand* takes a frame's packet; *soonest* says when the earliest of the stack's timers is due, on the clock *now*,
-    infinity if none is; *later* is the loop's ``call_later``.
+    *hand* takes a frame's packet. *due*, given a moment, says when the last of those timers of the stack fires that
+    fire before it, ``None`` where none does. *now* is the loop's clock and *at* its ``call_at``.
 
-    PyTCP does its deferred work in ticks of 1 ms: state by state, at most :data:`TICKS` after an event (data
-    acknowledged; a CLOSE that waited for it; the FIN). Each wait here is longer than a tick and in the same loop, which
-    runs timers in the order of their times: so the stack's tick comes first, however late the loop is. The number of
-    waits is bounded because the ticks are not: they go on while anything is unacknowledged.
+    PyTCP does its deferred work in ticks of 1 ms, two of them at most behind an event: a CLOSE that waited for data to
+    be acknowledged changes the state in the first and sends its FIN in the second. A ping waits for one tick more, and
+    not for time to pass: the loop runs timers in the order of their times, so that one set right behind the tick comes
+    right behind it, however late the loop is. The ticks are counted because they go on while anything is
+    unacknowledged.
     """
 
-    TICKS = 4
-    TICK = 0.00125
+    TICKS = 3
     SOON = 0.002
+    BEHIND = 1e-6
 
     def __init__(
         self,
         hand: Callable[[Any], None],
-        soonest: Callable[[], float],
+        due: Callable[[float], float | None],
         now: Callable[[], float],
-        later: Callable[..., Any],
+        at: Callable[..., Any],
     ) -> None:
         self._hand = hand
-        self._soonest = soonest
+        self._due = due
         self._now = now
-        self._later = later
+        self._at = at
 
     def deliver(self, packet: Any) -> None:
         """Take a packet (with ``frame``) from the device."""
@@ -125,10 +126,11 @@ class Fence:
             self._hand(packet)
 
     def _hold(self, packet: Any, ticks: int) -> None:
-        if ticks and self._soonest() < self._now() + self.SOON:
-            self._later(self.TICK, self._hold, packet, ticks - 1)
-        else:
+        tick = self._due(self._now() + self.SOON) if ticks else None
+        if tick is None:
             self._hand(packet)
+        else:
+            self._at(tick + self.BEHIND, self._hold, packet, ticks - 1)
 
 
 class Stack:
@@ -194,7 +196,7 @@ class Stack:
             except Exception:  # which the receiving ring would swallow
                 traceback.print_exc()
 
-        handler._rx_ring.set_deliver_callback(Fence(hand, self._soonest, loop.time, loop.call_later).deliver)
+        handler._rx_ring.set_deliver_callback(Fence(hand, self._due, loop.time, loop.call_at).deliver)
         await asyncio.sleep(0)  # the tasks that take the addresses over
         gc.collect()
         gc.freeze()  # a collection in the middle of a trial has then little to look at
@@ -219,12 +221,15 @@ class Stack:
         return self.socket.socket(family, self.socket.SOCK_STREAM)
 
     def set(self, name: str, value: Any) -> None:
-        """Make a setting: a sysctl, ``advertise.`` with flags, or ``socket.`` with an option of new sockets.
+        """Make a setting: a sysctl, ``advertise.`` with flags, ``socket.`` with an option of new sockets, or
+        ``challenge-limit``, ACKs in a second.
 
         Raises RequestError for one that PyTCP does not know, or a value that it refuses.
         """
         if isinstance(value, str) and value.lstrip("-").isdecimal():
             value = int(value)
+        if name == "challenge-limit":
+            name, value = "tcp.challenge_ack.rate_limit_ms", 1000 // value
         kind, _, rest = name.partition(".")
         if kind == "advertise":
             self._advertise.update(dict.fromkeys(rest.split(","), bool(value)))
@@ -264,13 +269,13 @@ class Stack:
                 return rfc_state(sock.state.name)
         return "CLOSED"
 
-    def _soonest(self) -> float:
-        found = float("inf")
+    def _due(self, before: float) -> float | None:
+        found = None
         for sock in self._stack.sockets.values():
             session = getattr(sock, "_tcp_session", None)
             handle = None if session is None else session._timers._service_handle
-            if handle is not None and handle._loop_handle is not None:
-                found = min(found, handle._loop_handle.when())
+            if handle is not None and (when := handle._loop_handle.when()) < before:
+                found = when if found is None else max(found, when)
         return found
 
 
@@ -577,19 +582,20 @@ class Agent:
         prefixes = {4: options.prefix4, 6: options.prefix6}
         if "prefix" in request:
             prefixes[ip] = int(request["prefix"])
-        mtu = int(request.get("mtu") or options.mtu)
         if self._stack is None:
             interface = request.get("interface") or options.interface
             if not interface:
                 raise RequestError("malformed request: no interface, here or on the command line")
             given = ((options.stack4, 4), (options.stack6, 6), (pair["stack"], ip))
             stack = Stack(options.sysctl)
+            mtu = int(request.get("mtu") or options.mtu)
             await stack.start(interface, mtu, {address: prefixes[version] for address, version in given if address})
             self._stack = stack
         else:
             await self.forget()
             self._stack.assign(pair["stack"], prefixes[ip])
-            self._stack.set_mtu(mtu)
+            if "mtu" in request:
+                self._stack.set_mtu(int(request["mtu"]))
         self._calls = Calls(self._stack, ip, pair)
         self.send({"hello": PROTOCOL, "agent": "conform-pytcp", "capabilities": CAPABILITIES})
 
