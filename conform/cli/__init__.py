@@ -17,6 +17,7 @@ _VERBS = {
     "show": "show a case: its requirements, its steps, its packets",
     "judge": "derive the verdicts and reports of a saved run again",
     "compare": "hold runs beside each other: stacks, or one stack before and after",
+    "stacks": "the stacks that ship: what is here, what is missing; build one",
     "doctor": "what this machine can and cannot do, and how to mend it",
     "schema": "print the JSON Schema of the case format",
     "new": "write a commented case to start from",

@@ -76,11 +76,11 @@ def built(description: StackDescription) -> bool:
     return description.build is None or (directory(description) / _DONE).exists()
 
 
-def build(description: StackDescription, say: Callable[[str], None]) -> Path:
+def build(description: StackDescription, say: Callable[[str], None], *, force: bool = False) -> Path:
     """Build what the stack needs, unless it is there; *say* is given each command. Raises :class:`BuildError`."""
     recipe = description.build
     place = directory(description)
-    if recipe is None or built(description):
+    if recipe is None or (built(description) and not force):
         return place
     lacks = missing(description)
     if lacks:
