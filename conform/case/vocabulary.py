@@ -11,6 +11,7 @@ __all__ = ["CAPABILITIES", "ERRNOS", "NOISE", "SERVICES", "SETTINGS", "SIGNALS",
 #: What a stack can be asked to have. ``requires:`` names these; what is lacking makes a trial not-applicable.
 CAPABILITIES: dict[str, str] = {
     "calls": "an agent makes socket calls",
+    "active-open": "it can open a connection to the tester",
     "overlap": "a call can sleep while others are made",
     "fork": "processes can be forked, and descriptors shared",
     "kill": "a process can be killed",

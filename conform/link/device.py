@@ -71,12 +71,15 @@ def make_veth(addresses: Mapping[int, tuple[str, str]], prefixes: Mapping[int, i
         link.wait_operational(STACK_INDEX)
 
 
-def exists(name: str) -> bool:
-    """Whether there is a device of that name."""
+def adopt(name: str) -> bool:
+    """Bring up the device *name* that the stack made, silent; ``False`` while there is none. Raises OSError."""
     try:
-        socket.if_nametoindex(name)
+        index = socket.if_nametoindex(name)
     except OSError:
         return False
+    silence(name)
+    with Netlink() as link:
+        link.do([netlink.link_set(index, flags=netlink.IFF_UP | netlink.IFF_NOARP)])
     return True
 
 

@@ -13,7 +13,7 @@ from conform.engine.trial import StackProfile, Trial
 from conform.run.select import Selection
 
 #: What a call needs beyond "calls", by its name.
-_CALL_NEEDS = {"fork": "fork", "dup": "dup", "kill": "kill", "exit": "kill"}
+_CALL_NEEDS = {"connect": "active-open", "fork": "fork", "dup": "dup", "kill": "kill", "exit": "kill"}
 
 
 class PlanError(Exception):

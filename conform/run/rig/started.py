@@ -336,9 +336,7 @@ class Stand:
         if self._port is None and self._description.link == "made":
             assert self._link_space is not None
             with self._link_space.enter():
-                there = device.exists(device.INTERFACE)
-                if there:
-                    device.silence(device.INTERFACE)
+                there = device.adopt(device.INTERFACE)
             if there:
                 self._listen(device.INTERFACE)
         if self._port is not None:
