@@ -18,7 +18,9 @@ _VERBS = {
     "judge": "derive the verdicts and reports of a saved run again",
     "compare": "hold runs beside each other: stacks, or one stack before and after",
     "stacks": "the stacks that ship: what is here, what is missing; build one",
+    "expect": "keep the list of a stack's known deviations",
     "doctor": "what this machine can and cannot do, and how to mend it",
+    "agent-check": "check that a program speaks the agent protocol",
     "schema": "print the JSON Schema of the case format",
     "new": "write a commented case to start from",
 }
@@ -31,7 +33,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _VERBS:
             return None
-        module = importlib.import_module(f"conform.cli.{cmd_name}")
+        module = importlib.import_module(f"conform.cli.{cmd_name.replace('-', '_')}")
         command = module.command
         assert isinstance(command, click.Command)
         return command

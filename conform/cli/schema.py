@@ -8,9 +8,15 @@ import click
 
 
 @click.command("schema", short_help="print the JSON Schema of the case format")
-def command() -> int:
-    """Print the JSON Schema of the case format, for editors that complete and check as one types."""
-    from conform.case import schema
+@click.argument("what", type=click.Choice(["case", "expectations"]), default="case")
+def command(what: str) -> int:
+    """Print the JSON Schema of the case format, for editors that complete and check as one types.
 
-    click.echo(json.dumps(schema.schema(), indent=2, ensure_ascii=False))
+    With the word expectations, that of a list of known deviations.
+    """
+    if what == "expectations":
+        from conform.run.expectations import schema
+    else:
+        from conform.case.schema import schema
+    click.echo(json.dumps(schema(), indent=2, ensure_ascii=False))
     return 0

@@ -30,7 +30,7 @@ def check(paths: Sequence[Path]) -> Checked:
     """
     loaded = load(list(paths))
     problems = [*loaded.problems, *_unknown(loaded.cases), *_twice(loaded.cases)]
-    trials = list(_trial_ids(loaded.cases))
+    trials = list(trial_ids(loaded.cases))
     deviations = 0
     for file in _lists(paths):
         known = expectations.load([file])
@@ -42,7 +42,7 @@ def check(paths: Sequence[Path]) -> Checked:
     return Checked(len(loaded.cases), len(trials), deviations, problems)
 
 
-def _trial_ids(cases: Iterable[LoadedCase]) -> Iterable[str]:
+def trial_ids(cases: Iterable[LoadedCase]) -> Iterable[str]:
     """The ids of the trials that *cases* give, on whatever stack."""
     for loaded in cases:
         for row in loaded.rows:

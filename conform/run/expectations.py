@@ -24,8 +24,42 @@ DIRECTORY = "expectations"
 _REQUIRED = ("trials", "reason", "rfc", "packets", "message")
 _KEYS = (*_REQUIRED, "requirement")
 
+#: What is said of an entry whose reason is empty, as ``conform expect update`` leaves it.
+UNREASONED = "no reason is given: write why the stack does that, in a sentence; conform cannot know it"
+
 #: ``--gate``: the levels whose failures turn the gate red.
 GATES: dict[str, tuple[str, ...]] = {"must": ("must",), "should": ("must", "should"), "all": LEVELS}
+
+
+_MEANINGS = {
+    "trials": "a glob over the ids of trials, or a list of them; * spans dots and slashes, capitals do not count",
+    "message": "a text that the failure's summary must contain: another failure is not the known one",
+    "requirement": "the id of a requirement that the failure must break",
+    "reason": "why the stack does that",
+    "rfc": "where the RFC says otherwise",
+    "packets": "the packets that show it: what the tester (T) sends, what the stack (S) does, what it should do",
+}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a list of deviations."""
+    text = {"type": "string", "pattern": r"\S"}
+    properties: dict[str, Any] = {name: {**text, "description": told} for name, told in _MEANINGS.items()}
+    properties["trials"] = {
+        "anyOf": [text, {"type": "array", "items": text, "minItems": 1}],
+        "description": _MEANINGS["trials"],
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "The known deviations of a stack",
+        "type": ["array", "null"],
+        "items": {
+            "type": "object",
+            "properties": properties,
+            "required": list(_REQUIRED),
+            "additionalProperties": False,
+        },
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +154,31 @@ def load(paths: Iterable[Path], shown: Path | None = None) -> Expectations:
     """Read expectations *files*. Places are shown relative to *shown* (the working directory) where they lie in it."""
     deviations: list[Deviation] = []
     problems: list[Problem] = []
-    base = (shown or Path.cwd()).resolve()
     for path in paths:
-        name = path.relative_to(base) if path.is_relative_to(base) else path
-        reader = _File(name)
+        reader = _File(named(path, shown))
         deviations += reader.read(path)
         problems += reader.problems
     return Expectations(tuple(deviations), tuple(problems))
 
 
+def named(path: Path, shown: Path | None = None) -> Path:
+    """*path* as it is shown: relative to *shown* (the working directory) where it lies in it."""
+    base = (shown or Path.cwd()).resolve()
+    return path.relative_to(base) if path.is_relative_to(base) else path
+
+
+def parse(text: str, name: Path, unreasoned: bool = False) -> Expectations:
+    """The expectations that *text* holds. With *unreasoned* an entry may wait for its reason, which then is empty."""
+    reader = _File(name, unreasoned)
+    return Expectations(tuple(reader.parse(text)), tuple(reader.problems))
+
+
 class _File:
     """One file on its way in."""
 
-    def __init__(self, name: Path) -> None:
+    def __init__(self, name: Path, unreasoned: bool = False) -> None:
         self._name = name
+        self._unreasoned = unreasoned
         self._lines: list[str] = []
         self.problems: list[Problem] = []
 
@@ -146,15 +191,17 @@ class _File:
 
     def read(self, path: Path) -> list[Deviation]:
         try:
-            text = path.read_text(encoding="utf-8")
-            self._lines = text.splitlines()
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            return self.parse(path.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
             self.problems.append(Problem(str(self._name), 0, 0, f"the file is not UTF-8 text: {error.reason}"))
-            return []
         except OSError as error:
             self.problems.append(Problem(str(self._name), 0, 0, f"the file cannot be read: {error.strerror}"))
-            return []
+        return []
+
+    def parse(self, text: str) -> list[Deviation]:
+        self._lines = text.splitlines()
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             self._wrong(mark.line if mark else 0, mark.column if mark else 0, error.problem or "not YAML")
@@ -205,7 +252,14 @@ class _File:
         nodes = node.value if name == "trials" and isinstance(node, yaml.SequenceNode) else [node]
         texts = []
         for item in nodes:
-            if not isinstance(item, yaml.ScalarNode) or item.tag == "tag:yaml.org,2002:null" or not item.value.strip():
+            if name == "reason" and _empty(item):
+                if self._unreasoned:
+                    texts.append("")
+                else:
+                    self._at(item, UNREASONED)
+            elif (
+                not isinstance(item, yaml.ScalarNode) or item.tag == "tag:yaml.org,2002:null" or not item.value.strip()
+            ):
                 self._at(
                     item, f"{name} is {'a glob over trial ids, or a list of them' if name == 'trials' else 'a text'}"
                 )
@@ -214,6 +268,11 @@ class _File:
         if not texts and not nodes:
             self._at(node, "trials names at least one trial")
         return tuple(texts)
+
+
+def _empty(node: yaml.Node) -> bool:
+    """Whether nothing is written, or nothing but quotes or ``~``."""
+    return isinstance(node, yaml.ScalarNode) and (node.tag == "tag:yaml.org,2002:null" or not node.value.strip())
 
 
 def _pattern(text: str) -> str:
