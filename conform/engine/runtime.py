@@ -303,8 +303,8 @@ class Runtime:
             raise Broken(self.broke)
         if self.died is not None:
             self.in_recipe = False
-            summary, *words = self.died.splitlines()
-            raise self.fail(summary, "a stack that lives", "none", tuple(words), self.died_at)
+            summary, *output = self.died.splitlines()
+            raise self.fail(summary, "a stack that lives", "none", tuple(output), self.died_at)
         if self._rule is not None:
             requirement, words, entry = self._rule
             self.in_recipe = False
