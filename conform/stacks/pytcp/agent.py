@@ -280,12 +280,13 @@ class Stack:
 
 
 class Descriptor:
-    """A socket under a name."""
+    """A socket under a name, and its connect where that was not waited for."""
 
-    __slots__ = ("sock",)
+    __slots__ = ("connecting", "sock")
 
     def __init__(self, sock: Any) -> None:
         self.sock = sock
+        self.connecting: asyncio.Task[None] | None = None
 
     def sleeps(self, do: str, events: list[str]) -> bool:
         """Whether a call *do* whose coroutine is suspended waits for what has not come."""
@@ -297,7 +298,7 @@ class Descriptor:
         if session is None:
             return False
         if do == "connect":
-            return bool(session._event__connect.locked())
+            return bool(self.sock.getblocking() and session._event__connect.locked())
         return do == "recv" and not session._event__rx_buffer.is_set()
 
     def events(self, wanted: list[str]) -> list[str]:
@@ -330,7 +331,8 @@ class Calls:
         self.names = names | {"any": "0.0.0.0" if ip == 4 else "::"}
         #: None once closed.
         self.table: dict[str, Descriptor | None] = {}
-        self._methods: dict[str, Callable[[Request, Any], Coroutine[Any, Any, Reply]]] = {
+        self._connects: set[asyncio.Task[None]] = set()
+        self._methods: dict[str, Callable[[Request, Descriptor], Coroutine[Any, Any, Reply]]] = {
             "bind": self._bind,
             "listen": self._listen,
             "accept": self._accept,
@@ -365,12 +367,19 @@ class Calls:
             raise OSError(errno.EBADF, "closed")
         return found
 
+    async def drop(self) -> None:
+        """Give up the connects that nobody waits for."""
+        for connect in self._connects:
+            connect.cancel()
+        await asyncio.gather(*self._connects, return_exceptions=True)
+        self.table.clear()
+
     async def perform(self, request: Request, on: Descriptor | None) -> Reply:
         """The reply, less its id. Raises nothing but CancelledError: what goes wrong is in the reply."""
         try:
             if on is None:
                 return await self._socket(request)
-            return await self._methods[request["do"]](request, on.sock)
+            return await self._methods[request["do"]](request, on)
         except RequestError as fault:
             return {"fault": str(fault)}
         except (KeyError, TypeError, ValueError) as error:
@@ -393,89 +402,102 @@ class Calls:
             self._set(sock, option, value)
         return {"returned": 0}
 
-    async def _bind(self, request: Request, sock: Any) -> Reply:
+    async def _bind(self, request: Request, on: Descriptor) -> Reply:
         address = request.get("address") or "any"
         port = request.get("port")
-        sock.bind((self.names.get(address, address), 0 if port in (None, "any") else port))
+        on.sock.bind((self.names.get(address, address), 0 if port in (None, "any") else port))
         return {"returned": 0}
 
-    async def _listen(self, request: Request, sock: Any) -> Reply:
-        sock.listen(backlog=request.get("backlog", 16))
+    async def _listen(self, request: Request, on: Descriptor) -> Reply:
+        on.sock.listen(backlog=request.get("backlog", 16))
         return {"returned": 0}
 
-    async def _accept(self, request: Request, sock: Any) -> Reply:
+    async def _accept(self, request: Request, on: Descriptor) -> Reply:
         name = self._free(request.get("as") or "c1")
-        made, peer = await sock.accept()
+        made, peer = await on.sock.accept()
         if self.table.get(name) is not None:  # another call took the name while this one slept
             made.abort()
             self._free(name)
         self.table[name] = Descriptor(made)
         return {"returned": 0, "address": _address(peer)}
 
-    async def _connect(self, request: Request, sock: Any) -> Reply:
+    async def _connect(self, request: Request, on: Descriptor) -> Reply:
         address = request.get("address") or "tester"
-        await sock.connect((self.names.get(address, address), request["port"]))
+        connect = on.sock.connect((self.names.get(address, address), request["port"]))
+        if on.sock.getblocking():
+            await connect
+            return {"returned": 0}
+        # PyTCP's connect always waits. A program that would not has it done in a task, so that is done here.
+        if on.connecting is not None:
+            connect.close()
+            if not on.connecting.done():
+                raise OSError(errno.EALREADY, "the first is under way")
+            on.connecting.result()
+            raise OSError(errno.EISCONN, "the first succeeded")
+        on.connecting = asyncio.create_task(connect)
+        self._connects.add(on.connecting)
+        await asyncio.sleep(0)
+        if not on.connecting.done():
+            raise OSError(errno.EINPROGRESS, "SYN-SENT")
+        on.connecting.result()
         return {"returned": 0}
 
-    async def _send(self, request: Request, sock: Any) -> Reply:
+    async def _send(self, request: Request, on: Descriptor) -> Reply:
         payload = bytes.fromhex(request["payload"])
         _flags(request)
-        sent = await (sock.sendmsg([payload]) if request["do"] == "sendmsg" else sock.send(payload))
+        sent = await (on.sock.sendmsg([payload]) if request["do"] == "sendmsg" else on.sock.send(payload))
         return {"returned": sent}
 
-    async def _recv(self, request: Request, sock: Any) -> Reply:
-        size = request.get("size", 65536)
-        if _flags(request) & MSG_FLAGS["MSG_DONTWAIT"] and sock.getblocking():
-            sock.setblocking(False)  # no call can come between: it does not suspend then
-            try:
-                data = await sock.recv(size)
-            finally:
-                sock.setblocking(True)
-        else:
-            data = await sock.recv(size)
+    async def _recv(self, request: Request, on: Descriptor) -> Reply:
+        only_look = _flags(request) & MSG_FLAGS["MSG_DONTWAIT"]
+        try:
+            data = await on.sock.recv(request.get("size", 65536), timeout=0 if only_look else None)
+        except TimeoutError as error:
+            if only_look and error.errno is None:
+                raise OSError(errno.EAGAIN, "nothing there") from None
+            raise
         return {"returned": len(data), "data": data.hex()}
 
-    async def _recvmsg(self, request: Request, sock: Any) -> Reply:
-        await sock.recvmsg(request.get("size", 65536), 0, _flags(request))
+    async def _recvmsg(self, request: Request, on: Descriptor) -> Reply:
+        await on.sock.recvmsg(request.get("size", 65536), 0, _flags(request))
         raise AssertionError("PyTCP's recvmsg has no data path")
 
-    async def _shutdown(self, request: Request, sock: Any) -> Reply:
-        sock.shutdown(_HOW[request["how"]])
+    async def _shutdown(self, request: Request, on: Descriptor) -> Reply:
+        on.sock.shutdown(_HOW[request["how"]])
         return {"returned": 0}
 
-    async def _close(self, request: Request, sock: Any) -> Reply:
+    async def _close(self, request: Request, on: Descriptor) -> Reply:
         self.table[request.get("on", "c1")] = None
-        sock.close()
+        on.sock.close()
         return {"returned": 0}
 
-    async def _getsockname(self, _: Request, sock: Any) -> Reply:
-        return {"returned": 0, "address": _address(sock.getsockname())}
+    async def _getsockname(self, _: Request, on: Descriptor) -> Reply:
+        return {"returned": 0, "address": _address(on.sock.getsockname())}
 
-    async def _getpeername(self, _: Request, sock: Any) -> Reply:
-        return {"returned": 0, "address": _address(sock.getpeername())}
+    async def _getpeername(self, _: Request, on: Descriptor) -> Reply:
+        return {"returned": 0, "address": _address(on.sock.getpeername())}
 
-    async def _setsockopt(self, request: Request, sock: Any) -> Reply:
-        self._set(sock, request["option"], request["value"])
+    async def _setsockopt(self, request: Request, on: Descriptor) -> Reply:
+        self._set(on.sock, request["option"], request["value"])
         return {"returned": 0}
 
-    async def _getsockopt(self, request: Request, sock: Any) -> Reply:
+    async def _getsockopt(self, request: Request, on: Descriptor) -> Reply:
         level, number, shape = self._option(request["option"])
-        return {"returned": 0, "value": self._plain(request["option"], shape, sock.getsockopt(level, number))}
+        return {"returned": 0, "value": self._plain(request["option"], shape, on.sock.getsockopt(level, number))}
 
-    async def _set_nonblocking(self, request: Request, sock: Any) -> Reply:
-        sock.setblocking(not request["value"])
+    async def _set_nonblocking(self, request: Request, on: Descriptor) -> Reply:
+        on.sock.setblocking(not request["value"])
         return {"returned": 0}
 
-    async def _poll(self, request: Request, sock: Any) -> Reply:
+    async def _poll(self, request: Request, on: Descriptor) -> Reply:
         wanted = list(request["events"])
         if not _POLL_EVENTS.issuperset(wanted):
             raise RequestError(f"unknown events {wanted!r}")
-        watched = Descriptor(sock)
         loop = asyncio.get_running_loop()
         timeout = request.get("timeout")
         end = float("inf") if timeout is None else loop.time() + timeout
         # PyTCP wakes nobody but its own calls, so its state is looked at as often as it looks at it itself.
-        while not (found := watched.events(wanted)) and loop.time() < end:
+        while not (found := on.events(wanted)) and loop.time() < end:
             await asyncio.sleep(0.001)
         return {"returned": int(bool(found)), "value": found}
 
@@ -605,7 +627,9 @@ class Agent:
             job.cancel()
         if self._jobs:
             await asyncio.wait(self._jobs)
-        self._calls = None
+        if self._calls is not None:
+            await self._calls.drop()
+            self._calls = None
         if self._stack is not None:
             await self._stack.reset()
 
