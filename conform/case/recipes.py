@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,40 @@ def recipe(given: Given, document: dict[str, Any], place: tuple[int, int] = (1, 
         {"state": {"is": given.state, "conn": "listener"}} if given.state == "LISTEN" else {"state": given.state}
     )
     return [{PLACE: list(place), **_filled(step, values)} for step in steps]
+
+
+def by_service(given: Given, document: dict[str, Any], services: Collection[str]) -> tuple[str, list[dict[str, Any]]]:
+    """Which of *services* brings a stack without an agent to *given*, and the steps that do (see :func:`recipe`).
+
+    Raises NoRecipeError: there is none, or it takes another service.
+    """
+    data = _read()
+    if given.role == "active":
+        raise NoRecipeError("role", "without an agent nobody opens a connection")
+    options = document["given"].get("options") if isinstance(document.get("given"), dict) else None
+    values: dict[str, Any] = {"${options}": options if options is not None else data["options"]}
+    found: list[dict[str, Any]] = []
+    of: list[str] | None = None
+    state: str | None = given.state
+    via: str | None = given.via
+    while state is not None:
+        candidates = [way for way in data["services"] if way["state"] == state]
+        # The ways from one closing state to another ask nothing of the application.
+        candidates += [way for way in data["ways"] if way["state"] == state and way.get("after") in CLOSED_BY_CALL]
+        way = next((w for w in candidates if via in (None, w.get("after"))), None)
+        if way is None:
+            raise NoRecipeError("state", f"{state} is not reached by a service")
+        of = way.get("of", of) if of is None else of
+        found.append(way)
+        state, via = way.get("after"), None
+    service = next((name for name in of or () if name in services), None)
+    if service is None and of is not None:
+        raise NoRecipeError("state", f"{given.state} takes a service: {' or '.join(of)}")
+    steps = [step for way in found[::-1] for step in way["steps"]]
+    place = document["recipe"][-1][PLACE] if document.get("recipe") else [1, 1]
+    if given.state != "LISTEN":  # no descriptor of conform's own listens
+        steps.append({"state": given.state})
+    return service or "", [{PLACE: place, **_filled(step, values)} for step in steps]
 
 
 def _filled(value: Any, values: dict[str, Any]) -> Any:

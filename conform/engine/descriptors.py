@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from conform.case import model as m
 from conform.tcp.tracker import Connection
 
@@ -9,15 +11,15 @@ from conform.tcp.tracker import Connection
 class Descriptors:
     """What is known of the descriptors of one trial; *connections* are the trial's, told of listeners that come and go.
 
-    *port* is where a listener listens of which nothing else is known.
+    *port* is where a listener listens of which nothing else is known. On the ports *served* somebody listens already.
     """
 
-    def __init__(self, connections: dict[str, Connection], port: int) -> None:
+    def __init__(self, connections: dict[str, Connection], port: int, served: Iterable[int] = ()) -> None:
         self._connections = connections
         self._port = port
         self._of: dict[str, str] = {m.CONNECTION: m.CONNECTION}
         self._ports: dict[str, int] = {}
-        self._listening: set[int] = set()
+        self._listening: set[int] = set(served)
         self._lingering: set[str] = set()
 
     def describes(self, descriptor: str, connection: str) -> None:

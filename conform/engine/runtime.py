@@ -172,7 +172,7 @@ class Runtime:
         self.stirred: dict[str, float] = {}
         #: SND.UNA before the tester's last segment that moved it, and the last moment at which that went out.
         self.moved: dict[str, tuple[int, float]] = {}
-        self.descriptors = Descriptors(self.connections, self.stack.port)
+        self.descriptors = Descriptors(self.connections, self.stack.port, self.stack.services.values())
         self._random = random.Random(f"{trial.seed}:{trial.id.partition('#')[0]}")
         for name in {m.CONNECTION: None, **trial.case.connections}:
             self._open_connection(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from conform.case.model import Case
@@ -14,7 +14,8 @@ class StackProfile:
 
     ``timers`` maps the names of ``conform.case.expr.TIMERS`` to seconds; ``tolerance`` is the slack in seconds of any
     time that the stack keeps; ``settle`` is ``"fence"`` or a time in seconds. ``addresses`` maps the IP version to
-    (the stack's, the tester's). ``port`` is where the first listener listens.
+    (the stack's, the tester's). ``port`` is where the first listener listens. ``services`` maps what listens without
+    being told, in a stack without an agent, to its port.
     """
 
     name: str
@@ -24,6 +25,7 @@ class StackProfile:
     settle: str | float
     addresses: dict[int, tuple[str, str]]
     port: int = 80
+    services: dict[str, int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As the run file has it."""
@@ -35,6 +37,7 @@ class StackProfile:
             "settle": self.settle,
             "addresses": {str(v): list(pair) for v, pair in self.addresses.items()},
             "port": self.port,
+            "services": self.services,
         }
 
     @classmethod
@@ -48,6 +51,7 @@ class StackProfile:
             settle=data["settle"],
             addresses={int(v): (pair[0], pair[1]) for v, pair in data["addresses"].items()},
             port=data["port"],
+            services=dict(data.get("services", {})),
         )
 
 

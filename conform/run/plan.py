@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from conform.case import recipes
 from conform.case.expr import ExpressionError, parse
 from conform.case.model import Case
 from conform.case.vocabulary import CAPABILITIES
@@ -145,8 +146,15 @@ def build(
             named = requirements(row.document)
             wanted = selection.case(row.case, named, dict(levels))
             reason = None
-            if wanted:
-                reason = not_applicable(row.case, stack)
+            document, case, profile = row.document, row.case, stack.profile
+            if wanted and profile.services:
+                reached = by_service(row, profile)
+                if isinstance(reached, str):
+                    reason = reached
+                else:
+                    document, case, profile = reached
+            if wanted and reason is None:
+                reason = not_applicable(case, stack)
             own = {requirement: levels[requirement] for requirement in named if requirement in levels}
             for version in versions:
                 if row.case.ip not in (version, "both"):
@@ -166,15 +174,28 @@ def build(
                         file=file,
                         ip=version,
                         row=row.id,
-                        document=row.document,
-                        case=row.case,
+                        document=document,
+                        case=case,
                         levels=own,
-                        stack=stack.profile,
+                        stack=profile,
                         seed=seed,
                         not_applicable=reason or _version_lacks(version, stack),
                     )
                 )
     return Plan(trials, repeat, len(everything), everything)
+
+
+def by_service(row: Row, profile: StackProfile) -> tuple[dict[str, Any], Case, StackProfile] | str:
+    """*row* for a stack without an agent: its document and case with the way by a service, the profile with the port
+    of that service. A text says why there is no such way.
+    """
+    try:
+        service, steps = recipes.by_service(row.case.given, row.document, profile.services)
+    except recipes.NoRecipeError as error:
+        return f"calls ({CAPABILITIES['calls']}): {profile.name} has no agent, and {error}"
+    document = {**row.document, "recipe": steps}
+    case = Case.model_validate(document, by_alias=True, by_name=False)
+    return document, case, replace(profile, port=profile.services.get(service, profile.port))
 
 
 def not_applicable(case: Case, stack: Stack) -> str | None:

@@ -291,6 +291,7 @@ class StackDescription(_Model):
             settle=self.settle,
             addresses=self.pairs,
             port=self.port,
+            services=dict(self.services),
         )
 
     def without(self, capabilities: Mapping[str, Any] | frozenset[str]) -> StackDescription:
