@@ -32,12 +32,11 @@ def check(paths: Sequence[Path]) -> Checked:
     problems = [*loaded.problems, *_unknown(loaded.cases), *_twice(loaded.cases)]
     trials = list(trial_ids(loaded.cases))
     deviations = 0
-    for file in _lists(paths):
+    for file in expectations.files(paths):
         known = expectations.load([file])
         deviations += len(known.deviations)
         problems += known.problems
-        whole = any(path.resolve() in (file.parent.parent, *file.parent.parent.parents) for path in paths)
-        if whole and not loaded.problems:
+        if expectations.whole(file, paths) and not loaded.problems:
             problems += known.unmatched(trials)
     return Checked(len(loaded.cases), len(trials), deviations, problems)
 
@@ -49,21 +48,6 @@ def trial_ids(cases: Iterable[LoadedCase]) -> Iterable[str]:
             for version in (4, 6):
                 if row.case.ip in (version, "both"):
                     yield trial_id(loaded.case_id, row.id, version)
-
-
-def _lists(paths: Sequence[Path]) -> list[Path]:
-    """The lists of deviations that belong to *paths*, of every stack."""
-    found: dict[Path, None] = {}
-    for path in paths:
-        place = path.resolve()
-        for directory in (place, *place.parents):
-            if (directory / expectations.DIRECTORY).is_dir():
-                found.update(dict.fromkeys(sorted((directory / expectations.DIRECTORY).glob("*.yaml"))))
-                break
-        if place.is_dir():
-            for directory in place.glob(f"**/{expectations.DIRECTORY}"):
-                found.update(dict.fromkeys(sorted(directory.glob("*.yaml"))))
-    return list(found)
 
 
 def _unknown(cases: Iterable[LoadedCase]) -> list[Problem]:

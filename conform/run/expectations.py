@@ -122,14 +122,19 @@ class Expectations:
 def classify(verdict: Verdict, entry: Deviation | None, gate: str, earlier: Sequence[Verdict] = ()) -> tuple[str, bool]:
     """``result`` and ``expected`` of a trial with that *verdict* (docs/run-format.md).
 
-    *earlier* are the verdicts that ``--retry`` did not accept. A flaky trial failed once, and a conforming stack never
-    does: retrying tells it from a steady failure and does not make it green.
+    *earlier* are the verdicts of attempts that ``--retry`` followed by others. A trial of which any was not as expected
+    is not, whatever came last: a conforming stack always is. Retrying only tells the flaky from what fails steadily.
     """
+    result, expected = _alone(verdict, entry, gate)
+    if all(_alone(each, entry, gate)[1] for each in earlier):
+        return result, expected
+    return ("flaky" if result in ("pass", "unexpected-pass", "expected-failure") else result), False
+
+
+def _alone(verdict: Verdict, entry: Deviation | None, gate: str) -> tuple[str, bool]:
     outcome = verdict.outcome
     if outcome == "pass":
-        if entry is not None:
-            return "unexpected-pass", False
-        return ("flaky", False) if earlier else ("pass", True)
+        return ("pass", True) if entry is None else ("unexpected-pass", False)
     if outcome == "fail":
         if entry is not None and entry.explains(verdict):
             return "expected-failure", True
@@ -137,17 +142,27 @@ def classify(verdict: Verdict, entry: Deviation | None, gate: str, earlier: Sequ
     return outcome, outcome == "not-applicable"
 
 
-def files(paths: Iterable[Path], stack: str) -> list[Path]:
-    """The expectations files of *stack* that belong to the cases under *paths*: in that directory or one above."""
+def files(paths: Iterable[Path], stack: str = "*") -> list[Path]:
+    """The expectations files of *stack* (of every one) that belong to the cases under *paths*.
+
+    They are in directories called ``expectations``: in a directory of *paths*, above it or below it. What holds of a
+    case does so however little else is run.
+    """
     found: dict[Path, None] = {}
     for path in paths:
         place = path.resolve()
-        for directory in (place, *place.parents):
-            file = directory / DIRECTORY / f"{stack}.yaml"
-            if file.is_file():
-                found[file] = None
-                break
+        beside = [directory / DIRECTORY for directory in (place, *place.parents)]
+        below = sorted(place.glob(f"**/{DIRECTORY}")) if place.is_dir() else []
+        for directory in [*beside, *below]:
+            if directory.is_dir():
+                found.update(dict.fromkeys(file for file in sorted(directory.glob(f"{stack}.yaml")) if file.is_file()))
     return list(found)
+
+
+def whole(file: Path, paths: Iterable[Path]) -> bool:
+    """Whether all the cases that the expectations *file* belongs to are in *paths*."""
+    place = file.resolve().parent.parent
+    return any(path.resolve() in (place, *place.parents) for path in paths)
 
 
 def load(paths: Iterable[Path], shown: Path | None = None) -> Expectations:

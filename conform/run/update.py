@@ -39,6 +39,11 @@ class Seen:
     verdicts: list[tuple[Verdict, tuple[Verdict, ...]]] = field(default_factory=list)
     packets: str = ""
 
+    @property
+    def attempts(self) -> list[Verdict]:
+        """All verdicts, those of earlier attempts among them."""
+        return [each for verdict, earlier in self.verdicts for each in (*earlier, verdict)]
+
 
 @dataclass(slots=True)
 class Update:
@@ -171,7 +176,7 @@ class _Work:
                 return False
             if number is not None:
                 self.gone[number].add(trial.lower())
-        if len({proof.message(verdict.failure.summary) for verdict, _ in seen.verdicts if verdict.failure}) != 1:
+        if len({proof.message(verdict.failure.summary) for verdict in seen.attempts if verdict.failure}) != 1:
             for gone in self.gone:
                 gone.discard(trial.lower())
             self.left[trial] = "it fails, and not always in the same way"
@@ -316,12 +321,12 @@ class _Work:
 
 def _unsettled(seen: Seen) -> str:
     """Why nothing can be said of a trial."""
-    outcomes = {verdict.outcome for verdict, _ in seen.verdicts}
+    outcomes = {verdict.outcome for verdict in seen.attempts}
     for outcome, words in (("error", "conform failed"), ("inconclusive", "inconclusive")):
         if outcome in outcomes:
-            reason = next(verdict.reason for verdict, _ in seen.verdicts if verdict.outcome == outcome)
+            reason = next(verdict.reason for verdict in seen.attempts if verdict.outcome == outcome)
             return f"{words}: {reason}" if reason else words
-    if len(outcomes) > 1 or ("pass" in outcomes and any(earlier for _, earlier in seen.verdicts)):
+    if len(outcomes) > 1:
         return "it passes at one time and fails at another"
     return ""
 

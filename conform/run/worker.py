@@ -504,7 +504,8 @@ class Worker:
         entry = self.expectations.of(host.trial.id)
         refused = [e.verdict for e in job.earlier if not e.verdict.late]
         result, expected = classify(verdict, entry, self.settings.gate, refused)
-        if not expected and verdict.outcome != "pass" and job.retries < self.settings.retry:
+        _, accepted = classify(verdict, entry, self.settings.gate)
+        if not accepted and verdict.outcome != "pass" and job.retries < self.settings.retry:
             self._jobs.append(Job(job.index, job.number + 1, [*job.earlier, attempt], job.retries + 1, job.late))
             return
         pcap = self._capture(host, result, transcript)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conform.engine.verdict import Failure, Verdict
-from conform.run.expectations import Deviation, Expectations, classify, files, load
+from conform.run.expectations import Deviation, Expectations, classify, files, load, whole
 
 GOOD = """\
 - trials: close/active-*.v4
@@ -114,12 +114,34 @@ def test_found_beside_the_cases_or_above(tmp_path: Path) -> None:
     assert files([case], "lwip") == []
 
 
+def test_lists_below_and_above_hold_whatever_part_of_the_cases_is_run(tmp_path: Path) -> None:
+    case = tmp_path / "cases/close/a.yaml"
+    for name in ("cases/expectations/linux.yaml", "cases/close/expectations/linux.yaml", "cases/close/a.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    above, beside = tmp_path / "cases/expectations/linux.yaml", tmp_path / "cases/close/expectations/linux.yaml"
+    for place in (tmp_path / "cases", tmp_path / "cases/close", case):
+        assert set(files([place], "linux")) == set(files([place])) == {above, beside}
+    assert whole(above, [tmp_path / "cases"])
+    assert whole(beside, [tmp_path / "cases", case])
+    assert not whole(above, [case, tmp_path / "cases/close"])
+
+
 @pytest.mark.parametrize(
     ("verdict", "entry", "gate", "earlier", "wanted"),
     [
         (Verdict("pass"), None, "all", (), ("pass", True)),
         (Verdict("pass"), None, "all", (_failed("x"),), ("flaky", False)),
         (Verdict("pass"), _entry(), "all", (), ("unexpected-pass", False)),
+        # What --retry did not accept is never forgotten, whatever came last.
+        (Verdict("pass"), None, "must", (_failed("x", "must"),), ("flaky", False)),
+        (Verdict("pass"), _entry(), "all", (_failed("another"),), ("flaky", False)),
+        (_failed("want RCV.NXT"), _entry(), "all", (_failed("another"),), ("flaky", False)),
+        (_failed("want RCV.NXT"), _entry(), "all", (Verdict("error"),), ("flaky", False)),
+        (_failed("want RCV.NXT"), _entry(), "all", (_failed("want RCV.NXT"),), ("expected-failure", True)),
+        (_failed("x", "may"), None, "must", (_failed("x", "must"),), ("fail", False)),
+        (_failed("x", "may"), None, "must", (Verdict("inconclusive"),), ("fail", False)),
+        (_failed("another"), _entry(), "all", (_failed("more"),), ("fail", False)),
         (_failed("ack 1, want RCV.NXT = 2"), _entry(), "all", (), ("expected-failure", True)),
         (_failed("ack 1, WANT rcv.nxt = 2"), _entry(), "all", (), ("expected-failure", True)),
         (_failed("nothing came"), _entry(), "all", (), ("fail", False)),

@@ -126,6 +126,20 @@ def test_a_known_deviation_is_not_tried_again(pairs: Any) -> None:
     assert (line["result"], line["attempt"]) == ("unexpected-pass", 1)
 
 
+def test_a_known_deviation_does_not_hide_what_was_refused_before_it(pairs: Any) -> None:
+    entry = Deviation(("a/*",), "r", "RFC", "p", "went wrong", None, Path("x.yaml"), 1)
+    other = Verdict("fail", "must", ("X",), Failure("steps[0]", None, "something else"))
+    for before in (other, Verdict("error", reason="conform failed")):
+        (line,) = pairs(retry=3, deviations=(entry,)).run(before, FAIL)
+        assert (line["result"], line["expected"], line["attempt"]) == ("flaky", False, 2)
+
+
+def test_a_tolerated_failure_does_not_hide_a_graver_one(pairs: Any) -> None:
+    mild = Verdict("fail", "may", ("X",), Failure("steps[0]", None, "it went wrong"))
+    (line,) = pairs(retry=3, gate="must").run(FAIL, mild)
+    assert (line["result"], line["expected"], line["attempt"]) == ("fail", False, 2)
+
+
 def test_each_packet_has_its_step(tmp_path: Path) -> None:
     transcript = [
         {"t": 0.0, "n": "step", "step": "steps[0]"},
