@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -25,11 +26,22 @@ def command(
     Runs of several stacks: where they differ and why; exits with 1 when a result of any is not as expected. Runs of
     one stack: what became of each trial since the first; exits with 1 when one that was as expected is not, or is gone.
     """
+    if len(runs) < 2:
+        raise click.UsageError("there is nothing to compare: name two runs or more")
+    return tell(runs, everything, as_json, page, tables)
+
+
+def tell(
+    runs: Sequence[Path],
+    everything: bool = False,
+    as_json: str | None = None,
+    page: Path | None = None,
+    tables: Path | None = None,
+) -> int:
+    """Compare *runs* and tell of it in the ways that are asked for; the exit code."""
     from conform.run.compare import compare, read
     from conform.run.runfile import RunFileError
 
-    if len(runs) < 2:
-        raise click.UsageError("there is nothing to compare: name two runs or more")
     try:
         found = compare([read(run) for run in runs], everything)
     except RunFileError as error:

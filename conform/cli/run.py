@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from conform.cli import options as shared
+
+if TYPE_CHECKING:
+    from conform.run.command import Options, Ran
 
 
 @click.command("run", short_help="run cases against a stack, and report")
 @shared.paths(required=True)
 @shared.selecting
 @click.option("--lf", "last_failed", is_flag=True, help="Only the trials of the last run that were not as expected.")
-@click.option("--stack", default="linux", metavar="NAME", help="The stack's name, or its description's file.  [linux]")
+@click.option(
+    "--stack",
+    "stacks",
+    multiple=True,
+    default=("linux",),
+    metavar="NAME",
+    help="The stack's name, or its description's file; several, and they are held side by side.  [linux]",
+)
 @shared.ip
 @click.option(
     "--link", type=click.Choice(["auto", "tun", "veth"]), default="auto", help="What carries the packets.  [auto]"
@@ -65,24 +75,41 @@ def command(
     last_failed: bool,
     ip: str,
     jobs: int | None,
+    stacks: tuple[str, ...],
     **rest: Any,
 ) -> int:
     """Run the cases in the files and directories PATH against a stack, and report.
 
     Ctrl-C ends a run within a second; what had finished is reported.
     """
-    from conform.cli import reporting
-    from conform.run.command import Options, run
+    from conform.run.command import Options
     from conform.run.select import Selection
 
     options = Options(
         paths=paths,
+        stack=stacks[0],
         selection=Selection(keyword, tags, requirements, levels),
         last_failed=last_failed,
         versions=shared.versions(ip),
         jobs=jobs or 0,
         **rest,
     )
+    if len(stacks) == 1:
+        return _run(options).exit
+    from conform.cli import compare
+    from conform.run.several import run_each
+
+    several = run_each(options, stacks, _run)
+    if len(several.runs) > 1:
+        compare.tell(several.runs, page=several.directory / "compare.html")
+    return several.exit
+
+
+def _run(options: Options) -> Ran:
+    """One run of one stack, told of and reported."""
+    from conform.cli import reporting
+    from conform.run.command import run
+
     reporter = reporting.Reporter()
     try:
         ran = run(options, reporting.say, reporting.complain, reporter)
@@ -91,4 +118,6 @@ def command(
     failed = reporter.reports.failed if reporter.reports is not None else []
     for text in failed:
         reporting.complain(f"a report is missing (conform judge writes it again): {text}")
-    return 3 if failed else ran.exit
+    if failed:
+        ran.exit = 3
+    return ran
