@@ -85,9 +85,13 @@ def update(run: Path, file: Path | None, reason: str | None, dry_run: bool) -> i
     return done.exit
 
 
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
 def _asker(reason: str | None) -> Callable[[Deviation], str]:
     """Who is asked for an entry's reason."""
-    if reason is not None or not sys.stdin.isatty():
+    if reason is not None or not _is_terminal():
         return lambda entry: reason or ""
 
     def ask(entry: Deviation) -> str:

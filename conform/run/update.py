@@ -298,9 +298,11 @@ class _Work:
     # What comes of it --------------------------------------------------------------------------------------------
     def apply(self, edits: Iterable[tuple[int, int, str]], added: Sequence[Deviation]) -> str:
         """The text after *edits*, with *added* at its end."""
-        text = self.text
-        for start, end, told in sorted(edits, reverse=True):
-            text = text[:start] + told + text[end:]
+        text, upto = self.text, len(self.text)
+        for start, end, told in sorted(set(edits), reverse=True):
+            if end > upto:
+                raise UpdateError(f"{self.name}: conform cannot edit this list without harm: entries share their text")
+            text, upto = text[:start] + told + text[end:], start
         if not added:
             return text
         column = 0
