@@ -1,0 +1,193 @@
+"""The agent in C on POSIX sockets, and conform's own on standard input and output, held against the protocol.
+
+Each runs in a fresh network namespace whose loopback device connects its stack with itself.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from test_link import isolated
+
+import conform
+from conform.link import netlink
+from conform.link.netns import Namespace
+from conform.stacks import agentcheck
+
+STACKS = Path(conform.__file__).parent / "stacks"
+COMPILER = shutil.which("cc") or shutil.which("gcc")
+
+
+@pytest.fixture(scope="module")
+def agent_c(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The agent, built as for an initramfs; statically where there is a static libc."""
+    if COMPILER is None:
+        assert os.environ.get("CI") != "true", "there is no C compiler"
+        pytest.skip("there is no C compiler")
+    made = tmp_path_factory.mktemp("agent") / "conform-agent"
+    sources = sorted(map(str, (STACKS / "agent/c").glob("*.c")))
+    assert sources
+    strict = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    static = subprocess.run([COMPILER, *strict, "-static", *sources, "-o", made, "-lpthread"], capture_output=True)
+    if static.returncode:
+        subprocess.run([COMPILER, *strict, *sources, "-o", made, "-lpthread"], check=True)
+    return str(made)
+
+
+def _in_namespace(test: Callable[[], None]) -> None:
+    """Run *test* in a child process, in a namespace whose loopback device is up."""
+
+    @isolated
+    def run() -> None:
+        with Namespace.create().enter(), netlink.Netlink() as link:
+            link.do([netlink.link_set(1, flags=netlink.IFF_UP)])
+            test()
+
+    run()
+
+
+def _problems(*command: str) -> list[str]:
+    found = list(agentcheck.check(agentcheck.Setup(command, bound=20.0)))
+    problems = [str(each) for each in found if each.verdict == "failed"]
+    problems += [str(each) for each in found if each.verdict == "not checked" and "does not claim" not in each.came]
+    assert len(found) > 60
+    return problems
+
+
+def test_the_agent_in_c(agent_c: str) -> None:
+    def run() -> None:
+        assert _problems(agent_c) == []
+
+    _in_namespace(run)
+
+
+def test_conforms_own_agent_on_standard_input_and_output() -> None:
+    def run() -> None:
+        assert _problems(sys.executable, "-I", "-S", str(STACKS / "agent/stdio.py")) == []
+
+    _in_namespace(run)
+
+
+class _Talk:
+    """The agent, in a trial on IPv4."""
+
+    def __init__(self, agent_c: str) -> None:
+        self.bench = agentcheck.Bench(agentcheck.Setup([agent_c], bound=20.0), 4)
+        self.bench.hello()
+
+    def __enter__(self) -> agentcheck.Bench:
+        return self.bench
+
+    def __exit__(self, *_: object) -> None:
+        self.bench.agent.close()
+
+
+def _peers(bench: agentcheck.Bench, port: int) -> Iterator[socket.socket]:
+    """Connections of this process with the agent's listener on *port*, accepted as c1, c2 and so on."""
+    bench.ok("socket")
+    bench.ok("bind", port=port)
+    bench.ok("listen")
+    for number in (1, 2, 3):
+        sock = socket.create_connection(("127.0.0.1", port), timeout=20)
+        bench.ok("accept", name=f"c{number}")
+        yield sock
+
+
+def test_a_hello_and_the_end_of_input_reset_connections(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            for again in (True, False):
+                peers = _peers(bench, 4000 + again)
+                quiet, asleep = next(peers), next(peers)
+                bench.blocked(bench.begin("recv", on="c2", overlap=True))
+                assert "hello" in bench.hello() if again else bench.agent.finish() == 0
+                for peer in (quiet, asleep):
+                    with pytest.raises(ConnectionResetError):
+                        peer.recv(1)
+
+    _in_namespace(run)
+
+
+def test_close_with_a_time_to_linger_sleeps_until_the_fin_is_acknowledged(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            peer = next(_peers(bench, 4002))
+            bench.ok("setsockopt", on="c1", option="SO_LINGER", value={"onoff": True, "linger": 30})
+            bench.ok("send", on="c1", payload="00" * 8_000_000, flags=["MSG_DONTWAIT"])
+            close = bench.begin("close", overlap=True)
+            bench.blocked(close)
+            assert bench.ask("recv")["error"] == "EBADF"
+            bench.agent.quiet()
+            assert bench.agent.unheard(close)
+            while peer.recv(1 << 20):
+                pass
+            peer.close()
+            assert bench.end(close) == {"id": close, "returned": 0}
+
+    _in_namespace(run)
+
+
+def test_a_sleeping_send_returns_what_went_before_the_reset(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            peer = next(_peers(bench, 4003))
+            send = bench.begin("send", on="c1", payload="00" * 8_000_000, overlap=True)
+            bench.blocked(send)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.close()
+            assert 0 < bench.end(send)["returned"] < 8_000_000
+            assert bench.ask("send", on="c1", payload="00")["error"] == "ECONNRESET"
+            reply = bench.ask("send", on="c1", payload="00")
+            assert (reply["error"], reply["signals"]) == ("EPIPE", ["SIGPIPE"])
+
+    _in_namespace(run)
+
+
+def test_times_of_the_sockets_own(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            peer = next(_peers(bench, 4004))
+            bench.ok("setsockopt", on="c1", option="SO_RCVTIMEO", value={"sec": 0, "usec": 200000})
+            receive = bench.begin("recv", on="c1", overlap=True)
+            bench.blocked(receive)
+            assert bench.end(receive)["error"] == "EAGAIN"
+            began = time.monotonic()
+            peer.send(b"ab")
+            reply = bench.agent.reply(bench.begin("recv", on="c1", size=4, flags=["MSG_WAITALL"]))
+            assert (reply["data"], time.monotonic() - began > 0.15) == ("6162", True)
+            assert bench.agent.reply(bench.begin("recv", on="c1", timeout=0.05)) == {
+                "id": bench_id(bench),
+                "timeout": True,
+            }
+
+    def bench_id(bench: agentcheck.Bench) -> int:
+        return max(
+            int(line.partition('"id": ')[2].partition(",")[0]) for line in bench.agent.lines[-2:] if '"do"' in line
+        )
+
+    _in_namespace(run)
+
+
+def test_a_reader_that_goes_ends_it(agent_c: str) -> None:
+    reading, writing = os.pipe()
+    process = subprocess.Popen([agent_c], stdin=subprocess.PIPE, stdout=writing)
+    os.close(writing)
+    os.close(reading)
+    assert process.stdin is not None
+    process.stdin.write(b'{"hello": 1, "ip": 4, "stack": "127.0.0.1", "tester": "127.0.0.1"}\n')
+    process.stdin.flush()
+    try:
+        assert process.wait(20) == 1
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.stdin.close()

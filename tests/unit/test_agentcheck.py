@@ -1,0 +1,184 @@
+"""``conform agent-check``: an agent that keeps to the document passes, and each that breaks it in one way is caught."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from conform.cli import group
+from conform.stacks import agentcheck
+
+AGENT = Path(__file__).with_name("memory_agent.py")
+
+
+def _setup(flaw: str = "", bound: float = 10.0) -> agentcheck.Setup:
+    command = [sys.executable, "-I", "-S", str(AGENT), *([flaw] if flaw else [])]
+    return agentcheck.Setup(command, {4: ("192.0.2.1", "192.0.2.2")}, bound=bound)
+
+
+def _first_failure(flaw: str, bound: float = 10.0) -> agentcheck.Finding:
+    findings = agentcheck.check(_setup(flaw, bound))
+    try:
+        found = next((finding for finding in findings if finding.verdict == "failed"), None)
+    finally:
+        findings.close()  # type: ignore[attr-defined]
+    assert found is not None, "the flaw was not caught"
+    return found
+
+
+#: Flaws that show in what the agent says: each with the check that catches it, and the section of the document.
+SPOKEN = {
+    "any version": ("a version that it does not speak is refused", "Hello"),
+    "invents capabilities": ("hello is replied to", "Hello"),
+    "cannot call": ("hello is replied to", "Hello"),
+    "chatters": ("hello is replied to", "The channel"),
+    "forgets returned": ("hello is replied to", "Replies"),
+    "replies twice": ("hello is replied to", "Replies"),
+    "faults unknown keys": ("unknown keys", "The channel"),
+    "dies of garbage": ("a line that is no JSON", "The channel"),
+    "errors for faults": ("an unknown call", "Replies"),
+    "faults closed names": ("an unknown name is a fault, a closed one EBADF", "Requests"),
+    "takes taken names": ("an unknown name is a fault", "Replies"),
+    "takes any flag": ("a value of the wrong shape", "Replies"),
+    "sets anything": ("an unknown setting", "Requests"),
+    "crashes in accept": ("a stack connects to itself", "The channel"),
+    "lists addresses": ("a stack connects to itself", "Replies"),
+    "peer is self": ("getsockname and getpeername", "Replies"),
+    "plain text": ("send and recv carry octets", "The calls"),
+    "no end": ("shutdown ends one direction", "The calls"),
+    "numbers its errors": ("an unknown name is a fault, a closed one", "Replies"),
+    "other names": ("MSG_PEEK leaves octets", "Replies"),
+    "no signal": ("shutdown ends one direction", "Replies"),
+    "signals always": ("shutdown ends one direction", "Replies"),
+    "polls at once": ("poll waits for events", "The calls"),
+    "dup is a word": ("dup makes another", "The calls"),
+    "numbers for truth": ("socket options", "Socket options"),
+    "spells states its way": ("states are read out", "Requests"),
+    "blocked twice": ("set-nonblocking", "Overlapping"),
+    "blocked unasked": ("poll waits for events", "Replies"),
+    "blocked when ready": ("a call that does not sleep", "Overlapping"),
+    "one hello": ("a second hello", "Hello"),
+    "remembers names": ("a second hello", "Hello"),
+    "ends badly": ("it ends with its input", "The channel"),
+}
+#: Flaws that show in silence, for which a short one does.
+SILENT = {
+    "cuts payloads": ("a payload of 300,000 octets", "Replies"),
+    "peeking takes": ("MSG_PEEK leaves octets", "Replies"),
+    "claims urgent": ("an urgent octet", "Replies"),
+    "always blocks": ("set-nonblocking", "Replies"),
+    "a read is a line": ("a line may come in pieces", "Replies"),
+    "keeps ids small": ("each of many requests", "Replies"),
+    "blocked too late": ("set-nonblocking", "Overlapping"),
+    "silent on unknown calls": ("an unknown call", "Replies"),
+    "never says blocked": ("set-nonblocking", "Overlapping"),
+    "holds up all": ("set-nonblocking", "Overlapping"),
+    "outlives its input": ("it ends with its input", "The channel"),
+}
+
+
+def test_an_agent_that_keeps_to_the_document_passes() -> None:
+    findings = list(agentcheck.check(_setup()))
+    assert [str(each) for each in findings if each.verdict == "failed"] == []
+    open_ends = {each.what: each.came for each in findings if each.verdict == "not checked"}
+    assert all("does not claim" in reason for reason in open_ends.values()), open_ends
+    assert len(findings) - len(open_ends) > 30
+
+
+@pytest.mark.parametrize("flaw", SPOKEN)
+def test_a_flaw_is_caught(flaw: str) -> None:
+    found = _first_failure(flaw)
+    what, section = SPOKEN[flaw]
+    assert what in found.what
+    assert found.section == section
+    assert found.came
+    assert found.rule
+    assert found.lines
+
+
+@pytest.mark.parametrize("flaw", SILENT)
+def test_a_silence_is_caught(flaw: str) -> None:
+    found = _first_failure(flaw, bound=1.0)
+    what, section = SILENT[flaw]
+    assert what in found.what
+    assert found.section == section
+
+
+@pytest.mark.parametrize("flaw", ["does not reach itself", "never connects"])
+def test_what_needs_a_peer_is_not_checked_where_the_stack_does_not_reach_itself(flaw: str) -> None:
+    findings = list(agentcheck.check(_setup(flaw)))
+    assert [str(each) for each in findings if each.verdict == "failed"] == []
+    said = {each.what.partition(": ")[2]: each for each in findings}
+    assert said["a payload of 300,000 octets arrives whole"].came == "the stack does not reach itself at 192.0.2.1"
+    assert said["a call that sleeps holds up no other"].verdict == "ok"
+    assert said["it ends with its input"].verdict == "ok"
+
+
+def test_an_agent_must_speak_of_one_ip_version() -> None:
+    found = list(agentcheck.check(_setup("declines")))[-1]
+    assert (found.verdict, found.what) == ("failed", "hello is replied to in one IP version")
+    assert "no such version" in found.came
+
+
+def test_a_call_that_the_least_agent_lacks_is_not_checked() -> None:
+    findings = list(agentcheck.check(_setup("no poll")))
+    assert [str(each) for each in findings if each.verdict == "failed"] == []
+    assert "the agent has no poll" in {each.came for each in findings}
+
+
+def test_checks_go_on_with_a_fresh_agent_where_one_died() -> None:
+    findings = list(agentcheck.check(_setup("dies of garbage")))
+    verdicts = {each.what.partition(": ")[2]: each.verdict for each in findings}
+    assert verdicts["a line that is no JSON is a fault"] == "failed"
+    assert verdicts["a line that is no object is a fault"] == "failed"
+    assert verdicts["an unknown call is a fault"] == "ok"
+    assert verdicts["it ends with its input"] == "ok"
+
+
+def test_a_failure_shows_what_was_sent_what_came_and_what_the_document_says() -> None:
+    found = _first_failure("faults unknown keys")
+    assert str(found).splitlines() == [
+        "FAILED  IPv4: unknown keys of a request are ignored",
+        '        > {"id": 2, "do": "socket", "as": "odd", "novelty": [1, {"x": null}]}',
+        '        < {"id": 2, "fault": "what is novelty?"}',
+        "        a fault",
+        '        docs/agent-protocol.md, "The channel": unknown keys of a request are to be ignored',
+    ]
+
+
+def test_what_a_dying_agent_printed_is_shown() -> None:
+    assert "assertion failed: pcb != NULL" in _first_failure("crashes in accept").came
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ((sys.executable, "-I", "-S", str(AGENT)), 0, "0 failed"),
+        ((sys.executable, "-I", "-S", str(AGENT), "one hello"), 1, "FAILED  IPv4: a second hello"),
+        (("/nowhere/agent",), 2, "/nowhere/agent: No such file"),
+    ],
+)
+def test_the_verb(arguments: tuple[str, ...], code: int, said: str) -> None:
+    result = CliRunner().invoke(group, ["agent-check", "--stack", "192.0.2.1", *arguments], standalone_mode=False)
+    assert result.return_value == code
+    assert said in result.output
+
+
+def test_every_section_that_is_named_is_in_the_document() -> None:
+    document = (Path(__file__).parents[2] / "docs/agent-protocol.md").read_text(encoding="utf-8")
+    source = Path(agentcheck.__file__).read_text(encoding="utf-8")
+    for section in {section for _, section in [*SPOKEN.values(), *SILENT.values()]} | {"Processes"}:
+        assert f'"{section}"' in source
+        assert f"## {section}\n" in document
+
+
+def test_addresses_are_taken_in_pairs() -> None:
+    made = agentcheck.setup(["x"], (4, 6), ["2001:db8::1", "192.0.2.1"], ["192.0.2.2"], {"interface": "tap0"}, 1.0)
+    assert made.addresses == {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::1")}
+    assert made.link == {4: {"interface": "tap0", "prefix": 24}, 6: {"interface": "tap0", "prefix": 64}}
+    for versions, stacks, testers in (((6,), ["192.0.2.1"], []), ((4,), [], ["192.0.2.2"]), ((4,), ["x"], [])):
+        with pytest.raises(ValueError, match=r"IP version|IPv4"):
+            agentcheck.setup(["x"], versions, stacks, testers, {}, 1.0)
