@@ -8,29 +8,24 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import conform
 from conform.run import events, preflight
-from conform.run.runfile import FORMAT, NAME, Reader, RunFileError, Writer, dumps
+from conform.run.exits import EXIT_BROKEN, EXIT_NOTHING, EXIT_USAGE
+from conform.run.runfile import FORMAT, LATEST, NAME, REPORTS, Reader, RunFileError, dumps
 from conform.run.select import Selection, SelectionError
 from conform.run.warden import Warden
 
 if TYPE_CHECKING:
+    from conform.case.source import Problem
+    from conform.run.expectations import Expectations
     from conform.run.pool import Outcome
     from conform.run.worker import PcapChoice
-
-REPORTS = Path("reports")
-LATEST = "latest"
-#: What a run writes into its directory, and may replace there.
-_OWN = (NAME, "junit.xml", "report.html")
 
 Say = Callable[[str], None]
 
@@ -117,7 +112,8 @@ def _run(
     from conform.case.load import load
     from conform.requirements import catalogue
     from conform.run import adapters, expectations, plan
-    from conform.run.pool import EXIT_BROKEN, EXIT_NOTHING, EXIT_USAGE, Pool, now
+    from conform.run.place import Place, PlaceError
+    from conform.run.pool import Pool, now
     from conform.run.worker import Settings
 
     try:
@@ -164,10 +160,11 @@ def _run(
         complain("no trial can be run on this machine as it is (conform doctor says more)")
         return Ran(EXIT_BROKEN)
     try:
-        directory, writer = _directory(options, stack.profile.name)
-    except OSError as error:
-        complain(f"the run's directory cannot be made: {error.filename or ''}: {error.strerror}")
+        place = Place(options.out, stack.profile.name)
+    except PlaceError as error:
+        complain(str(error))
         return Ran(EXIT_USAGE)
+    stale = [str(problem) for problem in _stale(options, known, planned.everything)]
     header = {
         "kind": "header",
         "format": FORMAT,
@@ -177,10 +174,11 @@ def _run(
         "stack": {"name": stack.profile.name, "description": stack.to_json()},
         "settings": options.to_json(),
         "planned": list(planned.ids()),
+        "stale": stale,
     }
     settings = Settings(
         link=machine.link,
-        directory=directory,
+        directory=place.directory,
         agent=options.agent,  # type: ignore[arg-type]
         gate=options.gate,
         pcap=options.pcap,
@@ -189,24 +187,40 @@ def _run(
         scratch=scratch,
     )
     jobs = adapters.workers(stack, options.jobs or len(os.sched_getaffinity(0)))
-    with contextlib.closing(writer):
-        writer.write(dumps(header))
-        report(events.RunStarted(header, str(directory), len(planned)))
+    with contextlib.closing(place):
+        try:
+            place.writer.write(dumps(header))
+        except RunFileError as error:
+            place.forget()
+            complain(str(error))
+            return Ran(EXIT_BROKEN)
+        report(events.RunStarted(header, str(place.directory), len(planned)))
         pool = Pool(
             planned,
             settings,
             known,
-            writer,
+            place.writer,
             warden,
             adapters.factory(stack, jobs),
             report,
             jobs=jobs,
             stop_first=options.stop_first,
+            stale=stale,
         )
         outcome = pool.run()
     if outcome.reporting:
         complain(f"what the run said is incomplete, its run file is not:\n{outcome.reporting}")
-    return Ran(outcome.exit, directory, outcome)
+    return Ran(outcome.exit, place.directory, outcome)
+
+
+def _stale(options: Options, known: Expectations, trials: Collection[str]) -> list[Problem]:
+    """Entries of the lists of deviations that match no trial; none where the run is only of some of their cases."""
+    from conform.run import expectations
+
+    if options.selection.to_json() or options.last_failed or set(options.versions) != {4, 6}:
+        return []
+    whole = {file for file in expectations.files(options.paths) if expectations.whole(file, options.paths)}
+    return [each for each in known.unmatched(trials) if Path(each.file).resolve() in whole]
 
 
 def _selection(options: Options) -> Selection:
@@ -226,39 +240,3 @@ def unexpected(run: Path) -> frozenset[str]:
         if not line.get("expected"):
             found.add(line["id"])
     return frozenset(name.partition("#")[0] for name in found | left)
-
-
-def _directory(options: Options, stack: str) -> tuple[Path, Writer]:
-    """The run's directory, made or cleared of an earlier run's files, and its run file. Raises OSError."""
-    if options.out is not None:
-        directory = options.out
-        directory.mkdir(parents=True, exist_ok=True)
-        for name in _OWN:
-            with contextlib.suppress(FileNotFoundError):
-                (directory / name).unlink()
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(directory / "pcap")
-        return directory, Writer(directory / NAME)
-    REPORTS.mkdir(exist_ok=True)
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    name = f"{stamp}-{stack}"
-    for number in range(2, 1000):
-        try:
-            (REPORTS / name).mkdir()
-            break
-        except FileExistsError:  # another run of this second
-            name = f"{stamp}-{stack}-{number}"
-    writer = Writer(REPORTS / name / NAME)
-    _point(REPORTS / LATEST, name)
-    return REPORTS / name, writer
-
-
-def _point(link: Path, target: str) -> None:
-    """Make *link* lead to *target*, at once. Where symbolic links cannot be had the run goes on without."""
-    new = link.with_name(f".{link.name}-{os.getpid()}-{time.monotonic_ns()}")
-    try:
-        new.symlink_to(target)
-        new.replace(link)
-    except OSError:
-        with contextlib.suppress(OSError):
-            new.unlink()

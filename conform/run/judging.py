@@ -11,6 +11,7 @@ from typing import Any
 
 from conform.engine.replay import Altered, judge
 from conform.engine.verdict import Verdict
+from conform.run.exits import EXIT_BROKEN, exit_code
 from conform.run.expectations import Deviation, classify
 from conform.run.runfile import Reader
 
@@ -23,13 +24,14 @@ class Judged:
     unexpected: int = 0
     differ: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
+    stopped: str | None = None
 
     @property
     def exit(self) -> int:
         """As a run's, but 3 also where a line was altered."""
-        if self.differ or self.counts["error"]:
-            return 3
-        return 1 if self.unexpected else 0
+        if self.differ:
+            return EXIT_BROKEN
+        return exit_code(self.counts, self.unexpected, len(self.unfinished), self.stopped)
 
 
 def derive(reader: Reader, into: Judged) -> Iterator[dict[str, Any]]:
@@ -43,6 +45,8 @@ def derive(reader: Reader, into: Judged) -> Iterator[dict[str, Any]]:
         into.unexpected += not derived["expected"]
         yield derived
     into.unfinished = list(left)
+    into.unexpected += len(reader.header.get("stale", ()))
+    into.stopped = (reader.end or {}).get("stopped")
 
 
 def _derive(line: dict[str, Any], gate: str, differs: Callable[[str], None]) -> dict[str, Any]:

@@ -11,16 +11,18 @@ import struct
 import time
 import traceback
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from conform.engine.verdict import Verdict
 from conform.run import events, kernel, wire, worker
+from conform.run.exits import FIRST, exit_code
 from conform.run.expectations import Expectations
 from conform.run.lines import Attempt, line
 from conform.run.plan import Plan
-from conform.run.runfile import Writer, dumps
+from conform.run.runfile import RunFileError, Writer, dumps
 from conform.run.warden import Ward, Warden
 
 _PID = struct.Struct("=I")
@@ -30,8 +32,13 @@ _WAITING = struct.Struct("=I")
 _DEATHS = 3
 #: What an orderly end may take before the workers are killed; the warden then does what they did not.
 _PATIENCE = 0.3
-
-EXIT_OK, EXIT_UNEXPECTED, EXIT_USAGE, EXIT_BROKEN, EXIT_NOTHING = 0, 1, 2, 3, 5
+#: A worker says something five times a second; one that was silent for so long does not come back. At its start it
+#: imports what is large, and may take longer.
+_SILENCE, _START = 15.0, 60.0
+#: Where main itself was not run for so long, nobody's silence means anything.
+_ABSENCE = 5.0
+#: The warden's sockets close a moment before its end can be seen.
+_LAG = 0.1
 
 
 def now() -> str:
@@ -46,6 +53,8 @@ class _Member:
     pid: int
     channel: wire.Channel
     given: set[int] = field(default_factory=set)
+    begun: set[int] = field(default_factory=set)
+    silent_at: float = field(default_factory=lambda: time.monotonic() + _START)
     room: int = 0
     running: int = 0
     waiting: int = 0
@@ -54,12 +63,12 @@ class _Member:
 
 @dataclass(slots=True)
 class Outcome:
-    """How a run ended. ``signal`` is the one that stopped it; ``reporting`` how the reporter failed, if it did."""
+    """How a run ended. ``stopped`` is why it did before its time; ``reporting`` how the reporter failed, if it did."""
 
     counts: Counter[str]
     exit: int
     unfinished: tuple[str, ...]
-    signal: int = 0
+    stopped: str | None = None
     reporting: str = ""
 
 
@@ -78,7 +87,9 @@ class Pool:
         *,
         jobs: int,
         stop_first: bool = False,
+        stale: Sequence[str] = (),
     ) -> None:
+        """*stale* are what is wrong with the lists of deviations: entries that match no trial."""
         self._plan = plan
         self._settings = settings
         self._expectations = expectations
@@ -89,16 +100,17 @@ class Pool:
         self._reporting = ""
         self._jobs = jobs
         self._stop_first = stop_first
+        self._stale = stale
         self._selector = selectors.DefaultSelector()
         self._members: dict[int, _Member] = {}
         self._queue: deque[int] = deque()
         self._missing = set(range(len(plan)))
         self._counts: Counter[str] = Counter()
         self._unexpected = 0
-        self._stopped = False
+        self._stopped: str | None = None
         self._deaths = 0
+        self._turned = time.monotonic()
         self._shown = 0.0
-        self._signal = 0
         self._started = time.monotonic()
 
     def run(self) -> Outcome:
@@ -114,21 +126,24 @@ class Pool:
         wakeup = signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
         self._inherited = (wake, woken)
         self._selector.register(wake, selectors.EVENT_READ)
+        self._selector.register(self._warden, selectors.EVENT_READ)
         try:
-            self._not_applicable()
-            for _ in range(min(self._jobs, len(self._queue))):
-                self._begin()
-            while self._members and not self._signal and not self._over():
-                self._turn(wake)
-        finally:
-            self._end_members()
+            try:
+                self._not_applicable()
+                for _ in range(min(self._jobs, len(self._queue))):
+                    self._begin()
+                while self._members and not self._over():
+                    self._turn(wake)
+            finally:
+                self._end_members()
+            return self._conclude()
+        finally:  # not before the reports are written: a signal may end the run, and not its reports
             signal.set_wakeup_fd(wakeup)
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._selector.close()
             wake.close()
             woken.close()
-        return self._conclude()
 
     def _tell(self, event: events.Event) -> None:
         """Tell the reporter, which must not be able to end the run: what it would have said is in the run file."""
@@ -140,15 +155,26 @@ class Pool:
             self._reporting = traceback.format_exc()
 
     def _over(self) -> bool:
-        return self._stopped or not self._missing
+        return self._stopped is not None or not self._missing
+
+    def _give_up(self, why: str) -> None:
+        """End the run before its time, for a reason that is no verdict."""
+        if self._stopped is None:
+            self._stopped = why
+            self._tell(events.Notice(f"{why}; the run is given up"))
 
     def _interrupted(self, number: int, _: object) -> None:
-        self._signal = number
+        if self._stopped is None:
+            self._stopped = signal.Signals(number).name
         signal.signal(number, signal.SIG_DFL)  # who presses twice means it: the warden still cleans up
 
     def _turn(self, wake: socket.socket) -> None:
         self._feed()
-        for key, _ in self._selector.select(0.25):
+        ready = [key for key, _ in self._selector.select(0.25)]
+        if self._warden in [key.fileobj for key in ready]:
+            self._warden_ended()
+            return
+        for key in ready:
             if key.fileobj is wake:
                 with contextlib.suppress(BlockingIOError):
                     wake.recv(64)
@@ -156,11 +182,21 @@ class Pool:
             member = self._members.get(key.fd)
             if member is None:
                 continue
+            member.silent_at = time.monotonic() + _SILENCE
             for kind, index, payload in member.channel.receive():
                 self._heard(member, kind, index, payload)
             if member.channel.ended:
                 self._died(member)
         moment = time.monotonic()
+        if moment - self._turned > _ABSENCE:
+            for member in self._members.values():
+                member.silent_at = max(member.silent_at, moment + _SILENCE)
+        self._turned = moment
+        for member in [each for each in self._members.values() if each.silent_at < moment]:
+            member.complaint = f"it said nothing for {_SILENCE:g} s"
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member.pid, signal.SIGKILL)
+            self._died(member)
         if moment - self._shown > 0.2:
             self._shown = moment
             running = sum(m.running for m in self._members.values())
@@ -173,6 +209,8 @@ class Pool:
             member.room += index
         elif kind == wire.PROGRESS:
             member.running, (member.waiting,) = index, _WAITING.unpack(payload)
+        elif kind == wire.BEGUN:
+            member.begun.add(index)
         elif kind == wire.FAILED:
             text = payload.decode("utf-8", "replace").rstrip()
             if index:
@@ -181,18 +219,29 @@ class Pool:
                 self._tell(events.Notice(text))
         elif kind == wire.FINISHED and index in self._missing:
             member.given.discard(index)
+            member.begun.discard(index)
             self._deaths = 0
             self._finished(index, *wire.unpack_summary(payload))
 
     def _finished(self, index: int, result: str, expected: bool, duration: float, raw: bytes) -> None:
-        self._writer.write(raw)
+        if not self._append(raw):
+            return
         self._missing.discard(index)
         self._counts[result] += 1
         self._unexpected += not expected
         done = len(self._plan) - len(self._missing)
         self._tell(events.TrialFinished(self._plan.id(index), result, expected, duration, done, len(self._plan), raw))
-        if not expected and self._stop_first:
-            self._stopped = True
+        if not expected and self._stop_first and self._stopped is None:
+            self._stopped = FIRST
+
+    def _append(self, raw: bytes) -> bool:
+        """Append a line to the run file. Whether it is there: a disk may be full."""
+        try:
+            self._writer.write(raw)
+        except RunFileError as error:
+            self._give_up(str(error))
+            return False
+        return True
 
     def _feed(self) -> None:
         """Give out trials, one to each worker in turn, as many as they have room for."""
@@ -284,21 +333,29 @@ class Pool:
             os._exit(0)
 
     def _died(self, member: _Member) -> None:
-        """A worker is gone without being told to: its trials are errors, and a new one takes its place."""
+        """A worker is gone without being told to: what it had begun are errors, and a new one takes its place."""
         self._selector.unregister(member.channel.fileno())
         del self._members[member.channel.fileno()]
         member.channel.close()
         status = kernel.wait_for(member.pid, 1.0)
+        if self._warden.gone(_LAG):  # that is why
+            self._warden_ended()
+            return
         why = member.complaint or _how(status)
         self._tell(events.Notice(f"a worker died: {why}"))
-        for index in sorted(member.given):
+        for index in sorted(member.begun & member.given):
             self._without(index, Verdict("error", reason=f"the worker died: {why}"), "error", False)
+        self._queue.extendleft(sorted(member.given - member.begun, reverse=True))
         self._deaths += 1
         if self._deaths >= _DEATHS:
-            self._tell(events.Notice(f"{_DEATHS} workers died in a row; the run is given up"))
-            self._stopped = True
+            self._give_up(f"{_DEATHS} workers died in a row")
         elif not self._over() and self._queue:
             self._begin()
+
+    def _warden_ended(self) -> None:
+        """Nobody would clean up after a run that is killed from now on, so there is none."""
+        how = _how(kernel.wait_for(self._warden.pid, 0.0))
+        self._give_up(f"the warden, which cleans up after a run that is killed, is itself gone ({how})")
 
     def _end_members(self) -> None:
         for member in self._members.values():
@@ -309,30 +366,26 @@ class Pool:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(member.pid, signal.SIGKILL)
                 kernel.wait_for(member.pid, 1.0)
-            for kind, index, payload in member.channel.receive():  # what it had finished before it heard
-                self._heard(member, kind, index, payload)
-            member.channel.close()
+        members = list(self._members.values())
         self._members.clear()
+        for member in members:  # all have ended, whatever their last words may do here
+            with contextlib.closing(member.channel):
+                for kind, index, payload in member.channel.receive():  # what it had finished before it heard
+                    self._heard(member, kind, index, payload)
 
     # The end -----------------------------------------------------------------------------------------------------
     def _conclude(self) -> Outcome:
         unfinished = tuple(self._plan.id(index) for index in sorted(self._missing))
-        early = self._signal or (self._stop_first and self._stopped and self._deaths < _DEATHS)
-        if self._signal:
-            code = 128 + self._signal
-        elif self._counts["error"] or self._reporting or (unfinished and not early):
-            code = EXIT_BROKEN
-        elif self._unexpected:
-            code = EXIT_UNEXPECTED
-        elif self._counts["not-applicable"] == len(self._plan):
-            code = EXIT_NOTHING
-        else:
-            code = EXIT_OK
+        unexpected = self._unexpected + len(self._stale)
+        code = exit_code(self._counts, unexpected, len(unfinished), self._stopped, bool(self._reporting))
+        for text in self._stale:
+            self._tell(events.Notice(text))
         counts = {name: self._counts[name] for name in wire.RESULTS if self._counts[name]}
-        end: dict[str, Any] = {"kind": "end", "finished": now(), "counts": counts, "exit": code}
-        self._writer.write(dumps(end))
+        end: dict[str, Any] = {"kind": "end", "finished": now(), "counts": counts, "stopped": self._stopped}
+        end["exit"] = code
+        self._append(dumps(end))
         self._tell(events.RunEnded(end, str(self._settings.directory), time.monotonic() - self._started, unfinished))
-        return Outcome(self._counts, code, unfinished, self._signal, self._reporting)
+        return Outcome(self._counts, code, unfinished, self._stopped, self._reporting)
 
 
 def _how(status: int | None) -> str:

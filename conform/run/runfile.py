@@ -1,11 +1,13 @@
 """Reads and writes ``run.jsonl`` (docs/run-format.md).
 
 Main is the only writer. A line goes out in one ``write`` to a descriptor opened for appending, so a run that is killed
-has every trial that was announced, and at most one line cut short, which the reader drops.
+has every trial that was announced, and at most one line cut short, which the reader drops. Where the disk is full the
+file ends with the last whole line.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +16,9 @@ from typing import Any
 
 FORMAT = 1
 NAME = "run.jsonl"
+#: Where runs go that are told no other place, and what leads there to the last one.
+REPORTS = Path("reports")
+LATEST = "latest"
 #: What a trial's line has in every format from 1 on, and of which type.
 _TRIAL: dict[str, type] = {
     "id": str, "case": str, "title": str, "file": str, "row": str, "ip": int, "attempt": int, "seed": int, "link": str,
@@ -23,7 +28,7 @@ _TRIAL: dict[str, type] = {
 
 
 class RunFileError(Exception):
-    """The file is no run file, or of a format that this version does not know. Says which line."""
+    """The file is no run file, of a format that this version does not know, or cannot be written. Says where."""
 
 
 def dumps(value: dict[str, Any]) -> bytes:
@@ -37,12 +42,26 @@ class Writer:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._size = 0
+        self._broken = ""
 
     def write(self, line: bytes) -> None:
-        """Append *line*, which ends with its newline."""
+        """Append *line*, which ends with its newline.
+
+        Raises RunFileError where that cannot be done: nothing of *line* is then in the file, and nothing will be that
+        comes after it.
+        """
         view = memoryview(line)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        try:
+            while view and not self._broken:
+                view = view[os.write(self._fd, view) :]
+        except OSError as error:
+            self._broken = f"{self.path}: {error.strerror}"
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._size)
+        if self._broken:
+            raise RunFileError(self._broken)
+        self._size += len(line)
 
     def close(self) -> None:
         """Done. Closing twice is harmless."""

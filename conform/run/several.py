@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from conform.run.command import REPORTS, Options, Ran
+from conform.run.command import Options, Ran
+from conform.run.runfile import REPORTS
 
 #: Of several exit codes the one that is the whole's: what is conform's own failure hides nothing, nor is it hidden.
 _WORST = (3, 2, 1, 5, 0)

@@ -30,6 +30,10 @@ _MESSAGE = 65536
 _LOOKS = (0.0, 0.05, 0.3)
 
 
+class WardenGoneError(Exception):
+    """There is no warden any more. No OSError: nobody may take it for a fault of a single trial."""
+
+
 class Ward:
     """A worker's side: it registers each namespace before anything is opened in it."""
 
@@ -43,10 +47,16 @@ class Ward:
         return self._end.fileno()
 
     def hold(self, netns: int) -> int:
-        """The warden holds the namespace of that descriptor from now on. Gives the number to release it by."""
+        """The warden holds the namespace of that descriptor from now on. Gives the number to release it by.
+
+        Raises WardenGoneError, and then nothing may be opened in the namespace.
+        """
         self._next = self._next + 1 & 0xFFFFFFFF
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [netns]))]
-        self._end.sendmsg([_NUMBER.pack(self._next), *self._done], rights)
+        try:
+            self._end.sendmsg([_NUMBER.pack(self._next), *self._done], rights)
+        except ConnectionError:
+            raise WardenGoneError from None
         self._done.clear()
         return self._next
 
@@ -57,9 +67,10 @@ class Ward:
             self.flush()
 
     def flush(self) -> None:
-        """Tell now what was released."""
+        """Tell now what was released. A warden that is gone need not know."""
         if self._done:
-            self._end.send(_NUMBER.pack(0) + b"".join(self._done))
+            with contextlib.suppress(ConnectionError):
+                self._end.send(_NUMBER.pack(0) + b"".join(self._done))
             self._done.clear()
 
     def close(self) -> None:
@@ -85,6 +96,17 @@ class Warden:
             os._exit(0)
         theirs.close()
         self._end = ours
+        self._pidfd = os.pidfd_open(self.pid)
+
+    def fileno(self) -> int:
+        """A descriptor that is readable once the warden is gone."""
+        return self._pidfd
+
+    def gone(self, timeout: float = 0.0) -> bool:
+        """Whether it is gone, or is within *timeout* seconds."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._pidfd, selectors.EVENT_READ)
+            return bool(selector.select(timeout))
 
     def new_end(self) -> socket.socket:
         """An end for one worker. To be closed here once that worker is forked, else its death goes unseen."""
@@ -97,10 +119,12 @@ class Warden:
     def forget(self) -> None:
         """In a worker just forked: let go of main's end, which must close when main dies."""
         self._end.close()
+        os.close(self._pidfd)
 
     def close(self, timeout: float = 2.0) -> bool:
         """Main ends in order: the warden does once all workers have. Whether it did within *timeout* seconds."""
         self._end.close()
+        os.close(self._pidfd)
         return kernel.wait_for(self.pid, timeout) is not None
 
 

@@ -13,9 +13,10 @@ _CHUNK = 1 << 18
 
 #: Main to a worker: run that trial; end at once.
 RUN, QUIT = b"T", b"Q"
-#: A worker to main: there is room for so many more; that trial is finished (payload: an Outcome); running and waiting
-#: (index: running, payload: waiting); the worker itself failed (payload: why).
-ROOM, FINISHED, PROGRESS, FAILED = b"R", b"F", b"P", b"E"
+#: A worker to main: there is room for so many more; that trial is begun; that trial is finished (payload: an Outcome);
+#: running and waiting (index: running, payload: waiting), which also says that the worker lives; the worker itself
+#: failed (payload: why).
+ROOM, BEGUN, FINISHED, PROGRESS, FAILED = b"R", b"B", b"F", b"P", b"E"
 
 _SUMMARY = struct.Struct("=?dB")
 RESULTS = (

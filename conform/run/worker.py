@@ -31,7 +31,7 @@ from conform.run.lines import Attempt, line, pcap_name
 from conform.run.loop import Loop, Timer
 from conform.run.plan import Plan
 from conform.run.rig import Adapter, Rig
-from conform.run.warden import Ward
+from conform.run.warden import Ward, WardenGoneError
 
 #: How many trials are kept busy at once, and how many are live in all when most of them only wait.
 BUSY, LIVE = 8, 256
@@ -383,23 +383,27 @@ class Worker:
 
     def run(self) -> None:
         """Until main says so or is gone."""
-        while not self._quit:
-            self.loop.turn(_LOOK if self._live else 0.001 if self._jobs or self.channel.behind else _SWEEP)
-            self._pace += (self.loop.busy - self._pace) * 0.1
-            for host in self._ended:
-                self._finish(host)
-            self._ended.clear()
-            if self.loop.now - self._glanced > _IDLE / 3:
-                self._glance()
-            self._admit()
-            if self.channel.behind:
-                self.channel.flush()
-            if self.loop.now - self._swept > _SWEEP:
-                self._sweep()
+        with contextlib.suppress(WardenGoneError):  # main sees that for itself
+            while not self._quit:
+                self._turn()
         for host in list(self._live.values()):
             host.close()
         self.adapter.close()
         self.ward.close()
+
+    def _turn(self) -> None:
+        self.loop.turn(_LOOK if self._live else 0.001 if self._jobs or self.channel.behind else _SWEEP)
+        self._pace += (self.loop.busy - self._pace) * 0.1
+        for host in self._ended:
+            self._finish(host)
+        self._ended.clear()
+        if self.loop.now - self._glanced > _IDLE / 3:
+            self._glance()
+        self._admit()
+        if self.channel.behind:
+            self.channel.flush()
+        if self.loop.now - self._swept > _SWEEP:
+            self._sweep()
 
     def ended(self, host: Host) -> None:
         """*host* has its verdict; it is closed at the end of the turn, when nothing of it is on the way."""
@@ -450,11 +454,15 @@ class Worker:
             self.channel.send(wire.ROOM, wanted)
 
     def _begin(self, job: Job) -> None:
+        if job.number == 1:
+            self.channel.send(wire.BEGUN, job.index)
         host = Host(self, job)
         self._live[job.index] = host
         self.busy += 1
         try:
             host.open()
+        except WardenGoneError:
+            raise
         except Exception:
             host.crash()
         if host.finished:
