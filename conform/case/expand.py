@@ -14,10 +14,15 @@ from dataclasses import dataclass, field
 
 from conform.case.source import Map, Node, Problem, Scalar, Seq, Source, did_you_mean
 
-#: More rows than this are a mistake, and so are more nodes in one row.
+#: More rows than this are a mistake, and so are more nodes in one row, in all rows together, and deeper ones. What the
+#: rows share counts for each: they are written out before they are run.
 MOST_ROWS = 4096
 MOST_NODES = 50_000
+MOST_IN_ALL = 250_000
+DEEPEST = 48
 _LONGEST_TEXT = 1 << 16
+#: What variables put into texts, in all rows together.
+_MOST_TEXT = 4 << 20
 _LONGEST_ID = 100
 #: So many variables may be needed for the value of one.
 _DEEPEST = 32
@@ -56,10 +61,10 @@ def _exact(text: str) -> str | None:
 
 
 def slug(text: str) -> str:
-    """*text* made fit for a file name and still readable: ``RCV.NXT + 1`` is ``RCV.NXT+1``."""
-    text = re.sub(r"\s*([-+])\s*", r"\1", text.strip())
+    """*text* made fit for a file name and still readable: ``RCV.NXT + 1`` is ``RCV.NXT+1``. Too long, it is cut."""
+    text = re.sub(r" ?([-+]) ?", r"\1", " ".join(text.split()))
     text = re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
-    return re.sub(r"\.{2,}", "..", text).strip("._") or "empty"
+    return re.sub(r"\.{2,}", "..", text).strip("._")[: _LONGEST_ID + 1] or "empty"
 
 
 class _Expander:
@@ -77,6 +82,9 @@ class _Expander:
         self.active: list[str] = []
         self.count = 0
         self.static: dict[int, bool] = {}
+        #: Of static nodes: how many nodes each is, and how deep.
+        self.sizes: dict[int, tuple[int, int]] = {}
+        self.text = 0
 
     def fault(self, node: Node, message: str, hint: str = "", offset: int | None = None, length: int = 1) -> None:
         self.problems.append(self.source.problem(node, message, hint, offset, length))
@@ -241,8 +249,28 @@ class _Expander:
             if length > _LONGEST_TEXT:
                 raise _TooLargeError
         whole = "".join(parts) + text[end:]
+        self.text += len(whole)
+        if self.text > _MOST_TEXT:
+            raise _TooLargeError
         # The new text is nowhere in the file, so that a caret can only stand under the whole.
         return Scalar(whole, whole, node.line, node.column, node.width, node.inset)
+
+    def _size(self, node: Node, own: dict[int, tuple[int, int]]) -> tuple[int, int]:
+        """How many nodes *node* is, and how deep, once it is written out; *own* keeps those of one row."""
+        known = self.sizes.get(id(node)) or own.get(id(node))
+        if known is not None:
+            return known
+        if isinstance(node, Scalar):
+            return 1, 1
+        inner = node.items if isinstance(node, Seq) else [value for _, value in node.entries.values()]
+        nodes, depth = (1 if isinstance(node, Seq) else 1 + len(inner)), 0
+        for each in inner:
+            within, deep = self._size(each, own)
+            nodes, depth = nodes + within, max(depth, deep)
+        if nodes > MOST_NODES or depth >= DEEPEST:
+            raise _TooLargeError
+        (self.sizes if self.static.get(id(node)) else own)[id(node)] = nodes, depth + 1
+        return nodes, depth + 1
 
     # The matrix ------------------------------------------------------------------------------------------------------
     def rows(self) -> list[_Row]:
@@ -265,6 +293,8 @@ class _Expander:
         total = math.prod(len(values) for _, values in axes.values()) * len(rows)
         if total > MOST_ROWS:
             self.fault(key, f"the matrix has {total:,} rows, and at most {MOST_ROWS:,} are allowed")
+        elif total * len(self.known) > MOST_IN_ALL:
+            self.fault(key, f"{total:,} rows of {len(self.known):,} variables are too many")
         if len(self.problems) > before:
             return []
         product = list(self._product(axes, rows))
@@ -345,9 +375,10 @@ class _Expander:
 
     def _product(self, axes: dict[str, tuple[Scalar, list[Scalar]]], rows: list[_Row]) -> Iterator[_Row]:
         names = list(axes)
-        for choice in itertools.product(*(values for _, values in axes.values())):
-            own = {name: (axes[name][0], value) for name, value in zip(names, choice, strict=True)}
-            head = [slug(value.text) for value in choice]
+        named = [[(value, slug(value.text)) for value in values] for _, values in axes.values()]
+        for choice in itertools.product(*named):
+            own = {name: (axes[name][0], value) for name, (value, _) in zip(names, choice, strict=True)}
+            head = [text for _, text in choice]
             for row in rows:
                 yield _Row({**own, **row.values}, ".".join([*head, row.id] if row.id else head), row.at)
 
@@ -386,18 +417,17 @@ class _Expander:
     def _check_ids(self, key: Scalar, rows: list[_Row]) -> None:
         seen: dict[str, str] = {}
         for row in rows:
+            first = seen.get(row.id.lower())
             at = row.at or key
             if len(row.id) > _LONGEST_ID:
                 self.fault(
                     at, f"the row's id is longer than {_LONGEST_ID} characters: {row.id[:40]}…", "give it an id: NAME"
                 )
-            elif seen.setdefault(row.id.lower(), row.id) != row.id:
-                self.fault(
-                    at,
-                    f"the ids {seen[row.id.lower()]!r} and {row.id!r} differ only in case",
-                    "give the row an id: NAME",
-                )
-            elif seen[row.id.lower()] is not row.id:
+            elif first is None:
+                seen[row.id.lower()] = row.id
+            elif first != row.id:
+                self.fault(at, f"the ids {first!r} and {row.id!r} differ only in case", "give the row an id: NAME")
+            else:
                 self.fault(at, f"two rows have the id {row.id!r}", "give each an id of its own: id: NAME")
 
     # Together --------------------------------------------------------------------------------------------------------
@@ -417,13 +447,20 @@ class _Expander:
             for _, value in row.values.values():
                 self._is_static(value)
         expanded: list[Expanded] = []
+        total = 0
         for row in rows:
             self.row, self.cache, self.active, self.count = row, {}, [], 0
             try:
                 root = self._resolve(body)
+                total += self._size(root, {})[0]
             except _TooLargeError:
                 self.fault(row.at or self.root, "the case grows too large by its templates and variables")
                 break
+            if total > MOST_IN_ALL:
+                key = self.root.entries["matrix"][0]
+                message = f"the case grows too large: its rows have more than {MOST_IN_ALL:,} keys and values in all"
+                self.fault(key, message, "make several cases of it")
+                return []
             assert isinstance(root, Map)
             expanded.append(Expanded(row.id, root))
         if rows and len(expanded) == len(rows):

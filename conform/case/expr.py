@@ -1,17 +1,19 @@
 """Expressions of the case format: ``RCV.NXT + RCV.WND - 1``, ``timer.rto.min * 2``, ``fin.seq``.
 
-Integers and durations are kept apart statically, so that ``within: 5`` is an error and not five of something.
-Sequence numbers are plain integers here; whoever uses the value takes it modulo 2**32.
+Numbers and durations are kept apart statically, so that ``within: 5`` is an error and not five of something. Numbers
+are whole: ``/`` rounds down between them, and a fraction is only good where it is a factor of a duration. Sequence
+numbers are plain integers here; whoever uses the value takes it modulo 2**32.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["number", "duration", "any"]
+Kind = Literal["number", "duration"]
 
 #: The stack's variables (RFC 9293 section 3.3.1) that an expression can name.
 VARIABLES = ("SND.UNA", "SND.NXT", "SND.WND", "RCV.NXT", "RCV.WND", "ISS", "IRS", "SND.MSS")
@@ -38,7 +40,8 @@ _TOKEN = re.compile(
     r"|(?P<timer>timer(?:\.[a-z]+(?:-[a-z0-9]+)*)+)(?![\w.])"  # its own line: timer.fin-wait-2 is no subtraction
     r"|(?P<number>0[xX][0-9a-fA-F]+|\d+(?:\.\d+)?)(?![\w.])"
     r"|(?P<name>[A-Za-z_][A-Za-z0-9_]*(?:-[A-Za-z][A-Za-z0-9_]*)*(?:\.[A-Za-z_][A-Za-z0-9_]*(?:-[A-Za-z][A-Za-z0-9_]*)*)*)"
-    r"|(?P<op>[-+*/()]))"
+    r"|(?P<op>[-+*/()]))",
+    re.ASCII,
 )
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 _DEEPEST = 32
@@ -62,8 +65,16 @@ class Expr:
     _node: Any
 
     def evaluate(self, resolve: Callable[[str], float]) -> float:
-        """The value, with *resolve* giving each name's. Raises what *resolve* raises, and ZeroDivisionError."""
-        return _evaluate(self._node, resolve)
+        """The value, with *resolve* giving each name's.
+
+        Raises what *resolve* raises, and ArithmeticError: a division by zero, a number too large for a duration.
+        """
+        return _evaluate(self._node, resolve, self.kind == "duration")
+
+    @property
+    def constant(self) -> float | None:
+        """The value, if it refers to nothing."""
+        return None if self.names else self.evaluate(_nothing)
 
     @property
     def is_plain_number(self) -> bool:
@@ -71,25 +82,30 @@ class Expr:
         return bool(self._node[0] == "number")
 
 
-def _evaluate(node: Any, resolve: Callable[[str], float]) -> float:
+def _nothing(name: str) -> float:
+    raise LookupError(name)
+
+
+def _evaluate(node: Any, resolve: Callable[[str], float], exact: bool) -> float:
+    """The value of *node*; *exact* where it is part of a duration, whose factors are not rounded."""
     match node:
         case ("number" | "duration", value):
             return value  # type: ignore[no-any-return]
         case ("absolute", inner):
-            return _evaluate(inner, resolve)
+            return _evaluate(inner, resolve, exact)
         case ("name", name):
             return resolve(name)
         case ("neg", inner):
-            return -_evaluate(inner, resolve)
+            return -_evaluate(inner, resolve, exact)
         case (op, left, right):
-            a, b = _evaluate(left, resolve), _evaluate(right, resolve)
+            a, b = _evaluate(left, resolve, exact), _evaluate(right, resolve, exact)
             if op == "+":
                 return a + b
             if op == "-":
                 return a - b
             if op == "*":
                 return a * b
-            return a // b if isinstance(a, int) and isinstance(b, int) else a / b
+            return a / b if exact else a // b
     raise AssertionError(node)
 
 
@@ -97,7 +113,7 @@ def _name_kind(name: str) -> Kind:
     last = name.rpartition(".")[2]
     if name.startswith("timer.") or name == "previous" or (last == "time" and "." in name):
         return "duration"
-    return "number" if "." in name or name in VARIABLES else "any"
+    return "number"
 
 
 class _Parser:
@@ -106,6 +122,7 @@ class _Parser:
         self.pos = 0
         self.depth = 0
         self.names: list[tuple[str, int]] = []
+        self.fraction: tuple[str, int] | None = None
         self.token: tuple[str, str, int] = ("end", "", 0)
         self.advance()
 
@@ -128,9 +145,9 @@ class _Parser:
             op, at = self.token[1], self.token[2]
             self.advance()
             right, right_kind = self.term()
-            if {kind, right_kind} == {"number", "duration"}:
+            if kind != right_kind:
                 raise ExpressionError(f"a number and a duration cannot be joined by {op!r}", at)
-            left, kind = (op, left, right), (right_kind if kind == "any" else kind)
+            left = (op, left, right)
         return left, kind
 
     def term(self) -> tuple[Any, Kind]:
@@ -138,7 +155,10 @@ class _Parser:
         while self.token[1] in ("*", "/") and self.token[0] == "op":
             op, at = self.token[1], self.token[2]
             self.advance()
+            named = len(self.names)
             right, right_kind = self.factor()
+            if op == "/" and len(self.names) == named and _evaluate(right, _nothing, True) == 0:
+                raise ExpressionError("this divides by zero", at)
             if right_kind == "duration" and (kind == "duration" or op == "/"):
                 raise ExpressionError(f"{op!r} makes no sense between durations", at)
             left, kind = (op, left, right), ("duration" if "duration" in (kind, right_kind) else kind)
@@ -161,8 +181,10 @@ class _Parser:
                 return node, kind
             if group == "number":
                 self.advance()
-                base = 16 if text[:2].lower() == "0x" else 10
-                return ("number", float(text) if "." in text else int(text, base)), "number"
+                if "." in text:
+                    self.fraction = self.fraction or (text, at)
+                    return ("number", float(text)), "number"
+                return ("number", int(text, 16 if text[:2].lower() == "0x" else 10)), "number"
             if group == "duration":
                 self.advance()
                 unit = next(u for u in ("us", "ms", "min", "s") if text.endswith(u))
@@ -193,10 +215,18 @@ def parse(text: str, offset: int = 0) -> Expr:
         node, kind = parser.expression()
         if parser.token[0] != "end":
             raise ExpressionError(f"{parser.token[1]!r} cannot stand here", parser.token[2])
+        if parser.fraction is not None and kind == "number":
+            written, at = parser.fraction
+            raise ExpressionError(f"{written} is no whole number, and only a duration can have fractions", at)
+        found = Expr(text, kind, tuple((n, at + offset) for n, at in parser.names), node)
+        if not math.isfinite(found.constant or 0):
+            raise OverflowError
     except ExpressionError as error:
         error.offset += offset
         raise
-    return Expr(text, kind, tuple((n, at + offset) for n, at in parser.names), node)
+    except ArithmeticError:
+        raise ExpressionError("this is too large", offset + len(text) - len(text.lstrip())) from None
+    return found
 
 
 Operator = Literal["any", "absent", "==", "!=", "<", "<=", ">", ">=", "range", "capture"]
@@ -219,6 +249,21 @@ class Match:
     def exprs(self) -> tuple[Expr, ...]:
         """The expressions in it."""
         return tuple(e for e in (self.low, self.high) if e is not None)
+
+    def among(self, least: int, most: int) -> Literal["all", "some", "none"]:
+        """Which of the numbers from *least* to *most* fit, as far as it can be told before a trial."""
+        bounds = [expr.constant for expr in self.exprs]
+        if self.op == "any":
+            return "all"
+        if self.op in ("absent", "capture") or None in bounds:
+            return "some"
+        low, high = bounds[0] or 0, bounds[-1] or 0
+        if self.op == "!=":
+            return "some" if least <= low <= most else "all"
+        first = {"<": least, "<=": least, ">": low + 1}.get(self.op, low)
+        last = {"<": low - 1, "<=": low, ">": most, ">=": most}.get(self.op, high)
+        first, last = max(first, least), min(last, most)
+        return "none" if first > last else "all" if (first, last) == (least, most) else "some"
 
 
 def parse_match(text: str) -> Match:

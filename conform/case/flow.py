@@ -7,17 +7,21 @@ recipe is walked first, so that what it leaves behind (``listener``, ``c1``, ``c
 
 from __future__ import annotations
 
+import ipaddress
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic_core import PydanticCustomError
 
 from conform.case import model as m
 from conform.case.expr import SNAPSHOT_FIELDS, TIMERS, VARIABLES, Expr, ExpressionError, Match, parse_match
 from conform.case.source import did_you_mean
-from conform.case.vocabulary import ERRNOS, SOCKET_OPTIONS
+from conform.case.values import parse_duration
+from conform.case.vocabulary import ERRNOS, SETTING_VALUES, SOCKET_OPTIONS
 from conform.tcp.segment import SYN
 
 Loc = tuple[int | str, ...]
@@ -54,6 +58,15 @@ class _Process:
     ended: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Length:
+    """How many octets of a packet that the tester sends are options (``None``: cannot be told), payload, IP options."""
+
+    options: int | None = 0
+    payload: int = 0
+    ip_options: int = 0
+
+
 @dataclass(slots=True)
 class _World:
     """What exists before a step."""
@@ -67,18 +80,36 @@ class _World:
     processes: dict[str, _Process] = field(default_factory=lambda: {m.PROCESS: _Process()})
     #: Names that only some ways lead to: why each may be missing.
     partial: dict[str, str] = field(default_factory=dict)
+    #: Connections on which something may have happened: the tester sent, or the stack connects.
+    begun_on: set[str] = field(default_factory=set)
+    #: Connections of which the stack's SYN may have been seen, and with it its ISS.
+    numbered: set[str] = field(default_factory=set)
+    #: Connections on which the tester's SYN may have offered timestamps.
+    timestamped: set[str] = field(default_factory=set)
+    #: What the tester sent, by the snapshot's name: how long it is.
+    sent: dict[str, _Length] = field(default_factory=dict)
 
     def copy(self) -> _World:
         """A world of its own, to be changed."""
         processes = {name: _Process(dict(p.open), dict(p.closed), p.ended) for name, p in self.processes.items()}
         return _World(
-            dict(self.snapshots), dict(self.captures), dict(self.begun), dict(self.over), processes, dict(self.partial)
-        )
+            dict(self.snapshots), dict(self.captures), dict(self.begun), dict(self.over), processes, dict(self.partial),
+            set(self.begun_on), set(self.numbered), set(self.timestamped), dict(self.sent),
+        )  # fmt: skip
 
 
 #: Names that an expression understands otherwise.
 _RESERVED = frozenset({*VARIABLES, "previous", "absolute", "any", "absent", "timer", "not"})
+#: Names that a connection cannot have either: they are asked for where connections are.
+_NO_CONNECTION = _RESERVED | {m.LISTENER, "probe"}
+#: The variables that begin with the stack's SYN.
+_OF_ISS = ("ISS", "SND.UNA", "SND.NXT")
+#: So many steps may be performed in one trial, repetitions counted, and so many octets sent in payloads.
+MOST_PERFORMED = 10_000
+MOST_OCTETS = 16 << 20
+_LARGEST_PACKET = 65535
 _FIRST_OF_BRANCH = (m.ExpectStep, m.SilenceStep, m.StateStep, m.FinishStep, m.BlockedStep)
+_ALGORITHM = re.compile(r"[a-z][a-z0-9_-]{0,39}\Z")
 _V4_ONLY = ("ident", "df", "options", "checksum")
 _V4_ICMP = ("source-route-failed", "source-quench")
 #: Calls whose value is a number that ``returns`` may compare.
@@ -139,6 +170,8 @@ class _Walk:
     def run(self) -> None:
         world = _World()
         self._case()
+        if self._too_much():
+            return
         self.in_recipe = True
         self.steps(self.case.recipe, ("recipe",), world)
         self.in_recipe = False
@@ -163,16 +196,61 @@ class _Walk:
                 self.fault(("requires",), f"ip: {version} leaves no trial to a case that requires {name}", at_key=True)
         ports: dict[int, str] = {}
         for name, spec in case.connections.items():
-            if name in (m.LISTENER, "probe", "timer", "previous"):
-                self.fault(
-                    ("connections", name),
-                    f"{name!r} cannot be a connection's name: it has a meaning of its own",
-                    at_key=True,
-                )
+            self._connection_name(_World(), name, ("connections", name), at_key=True)
             if spec.port is not None and ports.setdefault(spec.port, name) != name:
                 self.fault(
                     ("connections", name, "port"), f"{name} and {ports[spec.port]} have the same port of the tester"
                 )
+
+        for name, value in case.settings.items():
+            self._setting(name, value, ("settings", name))
+
+    def _setting(self, name: str, value: bool | int | str, loc: Loc) -> None:
+        can = SETTING_VALUES[name]
+        word = ("on" if value else "off") if isinstance(value, bool) else value
+        if word in can.words:
+            return
+        wanted = list(can.words)
+        match can.takes:
+            case "count":
+                if isinstance(word, int) and word >= can.least:
+                    return
+                wanted.append(f"a number of at least {can.least}" if can.least else "a number")
+            case "name":
+                if isinstance(word, str) and _ALGORITHM.match(word):
+                    return
+                wanted.append("the name of an algorithm")
+            case "duration":
+                try:
+                    expr = parse_duration(word)
+                except PydanticCustomError as error:
+                    if isinstance(word, int) or word[:1].isdigit():
+                        self.fault(loc, f"{name}: {error.message()}")
+                        return
+                else:
+                    for used, at in expr.names:
+                        if used not in TIMERS:
+                            self.fault(loc, f"{name}: only timers are known before a trial", "", at, len(used))
+                    return
+                wanted.append("a duration such as 500ms")
+        self.fault(loc, f"{name} is {' or '.join(wanted)}, not {value!r}", did_you_mean(str(word), can.words))
+
+    def _too_much(self) -> bool:
+        """Whether a trial would perform more steps, or send more octets, than one may."""
+        steps, octets = _cost(self.case.steps)
+        if steps <= MOST_PERFORMED and octets <= MOST_OCTETS:
+            return False
+        loc: Loc = ("steps",)
+        for index, step in enumerate(self.case.steps):
+            if isinstance(step, m.RepeatStep) and (_cost([step])[0] > MOST_PERFORMED or _cost([step])[1] > MOST_OCTETS):
+                loc = ("steps", index, "repeat")
+                break
+        if steps > MOST_PERFORMED:
+            message = f"a trial of this case performs {steps:,} steps, and at most {MOST_PERFORMED:,} are allowed"
+        else:
+            message = f"a trial of this case sends {octets:,} octets, and at most {MOST_OCTETS:,} are allowed"
+        self.fault(loc, message, at_key=True)
+        return True
 
     # Names -----------------------------------------------------------------------------------------------------------
     def _defines(self, world: _World, name: str, loc: Loc, kind: str, line: int) -> bool:
@@ -188,8 +266,25 @@ class _Walk:
             return True
         return False
 
+    def _connection_name(self, world: _World, name: str, loc: Loc, at_key: bool = False) -> bool:
+        """Whether *name* can be a connection's."""
+        if name in _NO_CONNECTION:
+            self.fault(loc, f"{name!r} cannot be a connection's name: it has a meaning of its own", at_key=at_key)
+        elif name in world.snapshots or name in world.captures:
+            line = world.snapshots[name][0] if name in world.snapshots else world.captures[name]
+            self.fault(loc, f"the name {name!r} is taken, in line {line}", at_key=at_key)
+        else:
+            return True
+        return False
+
+    def _begins(self, world: _World, name: str, loc: Loc) -> None:
+        """A SYN of the tester or a connect begins the connection *name*, which needs no declaration."""
+        if name in self.connections or self._connection_name(world, name, loc):
+            self.connections.add(name)
+            world.begun_on.add(name)
+
     def _connection(self, name: str, loc: Loc) -> None:
-        if name not in self.connections:
+        if name not in self.connections and name not in _NO_CONNECTION:
             hint = did_you_mean(name, self.connections)
             self.fault(
                 loc,
@@ -207,12 +302,25 @@ class _Walk:
             sender = "the tester" if of_stack else "the stack"
             self.fault(loc, f"{of}, and {name!r} is what {sender} sent, in line {world.snapshots[name][0]}")
 
-    def _expression(self, world: _World, loc: Loc, expr: Expr) -> None:
+    def _expression(self, world: _World, loc: Loc, expr: Expr, conn: str = m.CONNECTION, syn: bool = False) -> None:
+        """Check the names in *expr*, which is about *conn*; *syn*: a segment is at hand that may be the stack's SYN."""
         for name, at in expr.names:
             # An inner expression knows its own text alone; the offsets of its names count from the whole.
             message, hint = self._name(world, name)
+            if not message:
+                message, hint = self._unnumbered(world, name, conn, syn)
             if message:
                 self.fault(loc, message, hint, at, len(name))
+
+    def _unnumbered(self, world: _World, name: str, conn: str, syn: bool) -> tuple[str, str]:
+        """What is wrong with *name* where no SYN of the stack can have been seen, and a hint."""
+        of, variable = next(
+            ((name[: -len(v) - 1] or conn, v) for v in _OF_ISS if name == v or name.endswith(f".{v}")), (conn, "")
+        )
+        if not variable or of in world.numbered or of not in self.connections or (syn and name == "ISS"):
+            return "", ""
+        hint = "in the expectation of that SYN it is ISS" if syn and of == conn else ""
+        return f"{name} is not known here: no step before this expects a SYN of the stack on {of}", hint
 
     def _name(self, world: _World, name: str) -> tuple[str, str]:
         """What is wrong with *name* in an expression, and a hint."""
@@ -248,9 +356,11 @@ class _Walk:
             return f"no step before this names a segment or a connection {head!r}", hint
         return f"nothing is called {name!r} here", hint or f"variables: {', '.join(VARIABLES)}"
 
-    def _all_expressions(self, world: _World, value: Any, loc: Loc) -> None:
+    def _all_expressions(
+        self, world: _World, value: Any, loc: Loc, conn: str = m.CONNECTION, syn: bool = False
+    ) -> None:
         for at, expr, _ in _expressions(value, loc):
-            self._expression(world, at, expr)
+            self._expression(world, at, expr, conn, syn)
 
     # Steps -----------------------------------------------------------------------------------------------------------
     def steps(self, steps: list[Any], loc: Loc, world: _World) -> None:
@@ -307,32 +417,92 @@ class _Walk:
             world.partial.pop(name, None)
 
     def _send(self, spec: m.SendSpec, loc: Loc, world: _World, line: int) -> None:
-        if (
-            spec.flags is not None
-            and spec.flags.bits & SYN
-            and spec.conn not in (m.LISTENER, "probe", "timer", "previous")
-        ):
-            self.connections.add(spec.conn)  # a SYN begins a connection, which needs no declaration
+        syn = spec.flags is not None and bool(spec.flags.bits & SYN)
+        if syn:
+            self._begins(world, spec.conn, (*loc, "conn"))
+        elif spec.conn not in self.connections:
+            self._connection_name(world, spec.conn, (*loc, "conn"))
         self._connection(spec.conn, (*loc, "conn"))
-        self._all_expressions(world, spec, loc)
+        self._all_expressions(world, spec, loc, spec.conn)
         if spec.again is not None:
             self._snapshot(world, spec.again, (*loc, "again"), False, "the tester sends again what it sent")
-        if spec.icmp is not None:
-            self._snapshot(
-                world, spec.icmp.quotes, (*loc, "icmp", "quotes"), True, "an ICMP error quotes what the stack sent"
-            )
-            if spec.icmp.type in _V4_ICMP and self.case.ip != 4:
-                self.fault(
-                    (*loc, "icmp", "type"),
-                    f"only IPv4 has the ICMP error {spec.icmp.type}",
-                    "say ip: 4 at the top of the case",
-                )
         self._ip_fields(spec.ip, (*loc, "ip"))
+        if spec.icmp is not None:
+            self._icmp(spec, spec.icmp, loc, world)
+            return
+        if syn and isinstance(spec.options, m.OptionsSpec) and spec.options.ts is not None:
+            world.timestamped.add(spec.conn)
+        length = self._length(spec, loc, world)
+        self._bad_fields(spec, length, (*loc, "bad"))
+        world.begun_on.add(spec.conn)
         self._named(spec.as_, loc, world, line, False)
+        if spec.as_ is not None:
+            world.sent[spec.as_] = length
+
+    def _icmp(self, spec: m.SendSpec, icmp: m.IcmpSpec, loc: Loc, world: _World) -> None:
+        of_segments = spec.model_fields_set - {"icmp", "conn", "ip", "again"}
+        for name, alias in _aliases(type(spec)):
+            if name in of_segments:
+                what = "cannot be named" if name == "as_" else f"has no {alias}: that is a segment's"
+                self.fault((*loc, alias), f"an ICMP error {what}", at_key=True)
+        at = (*loc, "icmp")
+        self._snapshot(world, icmp.quotes, (*at, "quotes"), True, "an ICMP error quotes what the stack sent")
+        if self.case.ip != 4 and icmp.type in _V4_ICMP:
+            self.fault((*at, "type"), f"only IPv4 has the ICMP error {icmp.type}", "say ip: 4 at the top of the case")
+        for name, most in (("mtu", 0xFFFF), ("pointer", 0xFF)):
+            if self.case.ip != 6 and getattr(icmp, name) > most:
+                self.fault((*at, name), f"in IPv4 {name} is at most {most}", "say ip: 6 at the top of the case")
+
+    def _length(self, spec: m.SendSpec, loc: Loc, world: _World) -> _Length:
+        """How long the segment of *spec* is; a fault if that is longer than a packet can be."""
+        before = world.sent.get(spec.again, _Length()) if spec.again is not None else _Length()
+        options = before.options
+        if spec.bad is not None and spec.bad.raw_options is not None:
+            options = len(spec.bad.raw_options)
+        elif isinstance(spec.options, m.OptionsSpec):
+            options = spec.options.size
+        elif spec.options is not None:
+            options = 0
+        elif spec.again is None and not (spec.flags is not None and spec.flags.bits & SYN):
+            options = None if spec.conn in world.timestamped else 0  # the connection's timestamps, once negotiated
+        payload = before.payload if spec.payload is None else len(spec.payload)
+        ip_options = before.ip_options if spec.ip is None or spec.ip.options is None else len(spec.ip.options)
+        room = _LARGEST_PACKET - 20 - _words(_TIMESTAMPS if options is None else options) * 4
+        if self.case.ip != 6:
+            room -= 20 + _words(ip_options) * 4
+        if payload > room:
+            at = (*loc, "payload") if spec.payload is not None else (*loc, "again")
+            self.fault(at, f"a packet with these headers has room for {room:,} octets, and these are {payload:,}")
+        return _Length(options, payload, ip_options)
+
+    def _bad_fields(self, spec: m.SendSpec, length: _Length, loc: Loc) -> None:
+        wrong = spec.bad
+        if wrong is None:
+            return
+        if wrong == m.BadFields() and spec.again is None:  # of what is sent again it takes the faults away
+            self.fault(loc, "nothing is bad by this: say which field", "or leave it out", at_key=True)
+        if wrong.raw_options is not None and isinstance(spec.options, m.OptionsSpec):
+            self.fault((*loc, "raw-options"), "raw-options stand in place of options: say one of them", at_key=True)
+        if length.options is not None and wrong.data_offset == 5 + _words(length.options):
+            self.fault(
+                (*loc, "data-offset"),
+                f"{wrong.data_offset} is where the data of this segment begins, and nothing is bad in that",
+                "leave it out",
+            )
 
     def _ip_fields(self, spec: m.IPSpec | m.IPMatch | None, loc: Loc) -> None:
         if spec is None:
             return
+        for name in ("src", "dst"):
+            address = getattr(spec, name, None)
+            version = ipaddress.ip_address(address).version if address is not None else self.case.ip
+            if version != self.case.ip:
+                runs = "both versions" if self.case.ip == "both" else f"IPv{self.case.ip}"
+                self.fault(
+                    (*loc, name),
+                    f"this is an address of IPv{version}, and the case is run on {runs}",
+                    f"say ip: {version} at the top of the case",
+                )
         if spec.flow is not None and self.case.ip != 6:
             self.fault((*loc, "flow"), "only IPv6 has a flow label", "say ip: 6 at the top of the case", at_key=True)
         for name in _V4_ONLY:
@@ -343,7 +513,15 @@ class _Walk:
 
     def _expect(self, spec: m.ExpectSpec, loc: Loc, world: _World, line: int) -> None:
         self._connection(spec.conn, (*loc, "conn"))
-        self._all_expressions(world, spec, loc)
+        if spec.conn in self.connections and spec.conn not in world.begun_on:
+            at = (*loc, "conn") if "conn" in spec.model_fields_set else loc
+            self.fault(at, f"nothing can come: no step before this sends on {spec.conn} or connects it", at_key=True)
+            world.begun_on.add(spec.conn)  # said once
+            world.numbered.add(spec.conn)
+        may_be_syn = spec.stream is None and (spec.flags is None or any(f.bits & SYN for f in spec.flags))
+        self._all_expressions(world, spec, loc, spec.conn, may_be_syn)
+        if may_be_syn:
+            world.numbered.add(spec.conn)
         if spec.again is not None:
             self._snapshot(world, spec.again, (*loc, "again"), True, "the stack sends again what it sent")
         if spec.from_ is not None:
@@ -394,7 +572,8 @@ class _Walk:
             return False
         match call:
             case m.ConnectCall():
-                self.connections.add(call.conn or m.CONNECTION)
+                of_descriptor = call.on if call.on in self.connections else m.CONNECTION
+                self._begins(world, call.conn or of_descriptor, (*loc, "conn") if call.conn else loc)
             case m.SetsockoptCall():
                 self._option_value(call, loc)
             case m.KillCall():
@@ -653,6 +832,9 @@ class _Walk:
             processes[name] = process
         world.processes = processes
         world.partial = partial
+        for attribute in ("begun_on", "numbered", "timestamped"):
+            setattr(world, attribute, set().union(*(getattr(way, attribute) for _, way in ways)))
+        world.sent = {name: length for _, way in ways for name, length in way.sent.items()}
 
     def _any_order(self, steps: list[Any], loc: Loc, world: _World) -> None:
         before = world.copy()
@@ -664,7 +846,7 @@ class _Walk:
             # In which order they come is open: none can refer to another.
             own = before.copy()
             self.step(step, (*loc, index), own)
-            for attribute in ("snapshots", "captures"):
+            for attribute in ("snapshots", "captures", "begun_on", "numbered"):
                 getattr(world, attribute).update(getattr(own, attribute))
 
     def _optional(self, steps: list[Any], loc: Loc, world: _World, line: int) -> None:
@@ -699,6 +881,40 @@ class _Walk:
             self._merge(world, [("taken", inner), ("passed over", world.copy())], line, "repeat")
         else:
             self._merge(world, [("taken", inner)], line)
+
+
+def _cost(steps: list[Any]) -> tuple[int, int]:
+    """How many steps are performed at most, those inside of others counted, and how many octets of payload are sent."""
+    performed = octets = 0
+    for step in steps:
+        performed += 1
+        inner: list[tuple[int, int]] = [(0, 0)]
+        times = 1
+        match step:
+            case m.SendStep():
+                octets += len(step.send.payload or b"")
+            case m.CallStep(call=m.SendCall() as call) | m.StartStep(start=m.SendCall() as call):
+                octets += len(call.payload)
+            case m.OneOfStep():
+                inner = [_cost(choice.steps) for choice in step.one_of]
+            case m.AnyOrderStep():
+                inner = [_cost(step.any_order)]
+            case m.OptionalStep():
+                inner = [_cost(step.optional)]
+            case m.RepeatStep():
+                inner, times = [_cost(step.repeat.steps)], step.repeat.times
+        performed += times * max(steps for steps, _ in inner)
+        octets += times * max(sent for _, sent in inner)
+    return performed, octets
+
+
+#: The octets of a timestamps option, padded.
+_TIMESTAMPS = 12
+
+
+def _words(octets: int) -> int:
+    """How many 32-bit words *octets* of options take."""
+    return -(-octets // 4)
 
 
 def _kind(step: Any) -> str:

@@ -24,6 +24,7 @@ from conform.case.expand import expand
 from conform.case.model import PLACE, STEP_KINDS, Case, Given
 from conform.case.recipes import NoRecipeError, recipe
 from conform.case.source import Map, Node, Problem, Scalar, Seq, Source, did_you_mean, plain
+from conform.case.values import octets_of
 from conform.requirements import catalogue
 
 SUFFIX = ".yaml"
@@ -32,6 +33,8 @@ NOT_CASES = "expectations"
 ROOT = "cases"
 #: Rows with problems after which the rest of a matrix is not looked at, and pydantic's errors of one row.
 _MOST_BAD_ROWS = 100
+#: What the payloads of all rows may be together: each is octets in memory.
+MOST_OCTETS = 16 << 20
 _MOST_ERRORS = 500
 
 
@@ -184,8 +187,16 @@ def load_source(source: Source) -> tuple[list[Row], list[Problem]]:
         expanded, more = expand(source, root)
         problems += more
         early = list(problems)
-        bad_rows = 0
+        bad_rows = octets = 0
         for one in expanded:
+            for node in _payloads(one.root):
+                octets += octets_of(plain(node))
+                if octets > MOST_OCTETS:
+                    message = f"the payloads of this case, in all its rows, are more than {MOST_OCTETS:,} octets"
+                    problems.append(source.problem(node, message))
+                    break
+            if octets > MOST_OCTETS:
+                break
             row, more = _load_row(source, one.id, one.root, bool(early))
             # What was found wrong as it was read is not found wrong again as what it was taken for.
             problems += [
@@ -269,6 +280,21 @@ def _places(root: Map) -> Iterator[Scalar]:
             pending += [value for _, value in node.entries.values()]
         elif isinstance(node, Seq):
             pending += node.items
+
+
+def _payloads(root: Map) -> Iterator[Node]:
+    """What is, if it is sound, a payload: what may ask for many octets in a few characters."""
+    pending: list[Node] = [root]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, Seq):
+            pending += reversed(node.items)
+        elif isinstance(node, Map):
+            for key, (_, value) in reversed(node.entries.items()):
+                if key in ("payload", "data"):
+                    yield value
+                elif not isinstance(value, Scalar):
+                    pending.append(value)
 
 
 def _recipe(source: Source, root: Map, document: dict[str, Any], row_id: str) -> list[Problem]:

@@ -7,12 +7,32 @@ knows its place in the source. An importer of another format builds the same obj
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PrivateAttr, Tag, model_validator
 
 from conform.case import vocabulary as words
-from conform.case.values import Duration, FieldMatch, FlagChoice, FlagSet, Hex, Number, Payload, bad
+from conform.case.expr import Match
+from conform.case.values import (
+    Duration,
+    DurationOr0,
+    FlagChoice,
+    FlagSet,
+    Hex,
+    Match4,
+    Match6,
+    Match8,
+    Match16,
+    Match20,
+    Number,
+    Number16,
+    Optional8,
+    Optional16,
+    Payload,
+    SequenceMatch,
+    bad,
+)
 
 FORMAT_VERSION = 1
 
@@ -50,10 +70,14 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-Errnos = Annotated[list[Literal[words.ERRNOS]], BeforeValidator(_listed)]  # type: ignore[valid-type]
+Errnos = Annotated[list[Literal[words.ERRNOS]], BeforeValidator(_listed), Field(min_length=1)]  # type: ignore[valid-type]
 Names = Annotated[list[Name], BeforeValidator(_listed), Field(min_length=1)]
 Ids = Annotated[list[str], BeforeValidator(_listed)]
 MsgFlags = Annotated[list[words.MsgFlag], BeforeValidator(_listed)]
+
+
+#: What a header of 15 words, TCP's or IPv4's, leaves.
+LONGEST_OPTIONS = 40
 
 
 # Options -------------------------------------------------------------------------------------------------------------
@@ -71,8 +95,8 @@ class TimestampsSpec(Model):
 class TimestampsMatch(Model):
     """What a timestamps option must hold."""
 
-    val: FieldMatch | None = None
-    ecr: FieldMatch | None = None
+    val: SequenceMatch | None = None
+    ecr: SequenceMatch | None = None
 
 
 class UserTimeout(Model):
@@ -113,6 +137,24 @@ class OptionsSpec(Model):
             made._order = tuple(value)
         return made
 
+    @model_validator(mode="after")
+    def _fit_the_header(self) -> OptionsSpec:
+        if self.size > LONGEST_OPTIONS:
+            raise bad(f"these options take {self.size} octets, and a TCP header has room for {LONGEST_OPTIONS}")
+        for unknown in self.unknown or ():
+            if unknown.kind < 2:
+                raise bad("kinds 0 and 1 are one octet each, without data: write eol: true, or nop: 1")
+        return self
+
+    @property
+    def size(self) -> int:
+        """How many octets they take, not padded."""
+        fixed = {"mss": 4, "window_scale": 3, "sack_permitted": 2, "ts": 10, "user_timeout": 4, "eol": 1}
+        size = sum(octets for name, octets in fixed.items() if getattr(self, name) is not None)
+        size += sum(2 + len(data) for data in (self.fast_open, self.md5) if data is not None)
+        size += sum(2 + len(unknown.data) for unknown in self.unknown or ())
+        return size + (2 + 8 * len(self.sack) if self.sack else 0) + (self.nop or 0)
+
     @property
     def order(self) -> tuple[str, ...]:
         """The keys in the order in which they were written, which is that of the options on the wire."""
@@ -122,16 +164,22 @@ class OptionsSpec(Model):
 class OptionsMatch(Model):
     """What the TCP options must be. An option that is not named may be there or not, unless ``only``."""
 
-    mss: FieldMatch | None = None
-    window_scale: Annotated[FieldMatch | None, Field(alias="window-scale")] = None
+    mss: Optional16 | None = None
+    window_scale: Annotated[Optional8 | None, Field(alias="window-scale")] = None
     sack_permitted: Annotated[bool | None, Field(alias="sack-permitted")] = None
-    sack: list[Block] | Literal["any", "absent"] | None = None
+    sack: Annotated[list[Block], Field(min_length=1, max_length=4)] | Literal["any", "absent"] | None = None
     ts: TimestampsMatch | Literal["any", "absent"] | None = None
     fast_open: Annotated[Hex | Literal["any", "absent"] | None, Field(alias="fast-open")] = None
     user_timeout: Annotated[UserTimeout | Literal["any", "absent"] | None, Field(alias="user-timeout")] = None
     md5: Literal["any", "absent"] | None = None
-    unknown: Annotated[list[UnknownOption] | None, Field()] = None
+    unknown: Annotated[list[UnknownOption] | None, Field(min_length=1)] = None
     only: bool = False
+
+    @model_validator(mode="after")
+    def _says_something(self) -> OptionsMatch:
+        if not self.only and not any(v is not None for n, v in self if n != "only"):
+            raise bad("this says nothing of the options: name one, or write none to forbid all")
+        return self
 
 
 # What is sent --------------------------------------------------------------------------------------------------------
@@ -142,6 +190,31 @@ class BadFields(Model):
     data_offset: Annotated[int | None, Field(alias="data-offset", ge=0, le=15)] = None
     reserved: Annotated[int, Field(ge=0, le=15)] = 0
     raw_options: Annotated[Hex | None, Field(alias="raw-options")] = None
+
+    @model_validator(mode="after")
+    def _fit_the_header(self) -> BadFields:
+        if self.raw_options is not None and self.data_offset is None and len(self.raw_options) > LONGEST_OPTIONS:
+            raise bad(
+                f"raw-options has {len(self.raw_options)} octets, and a TCP header has room for {LONGEST_OPTIONS}: "
+                "let data-offset say where it ends"
+            )
+        return self
+
+
+def _address(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            ipaddress.ip_address(value)
+        except ValueError:
+            raise bad(
+                f"{value[:60]!r} is no IP address: write it in digits, such as 192.0.2.7 or '2001:db8::7'"
+            ) from None
+        if "%" in value:
+            raise bad(f"{value[:60]!r} has a zone, which no packet carries")
+    return value
+
+
+Address = Annotated[str, BeforeValidator(_address)]
 
 
 class IPSpec(Model):
@@ -155,19 +228,31 @@ class IPSpec(Model):
     flow: Annotated[int | None, Field(ge=0, le=0xFFFFF)] = None
     options: Hex | None = None
     checksum: U16 | None = None
-    src: str | None = None
-    dst: str | None = None
+    src: Address | None = None
+    dst: Address | None = None
+
+    @model_validator(mode="after")
+    def _fit_the_header(self) -> IPSpec:
+        if self.options is not None and len(self.options) > LONGEST_OPTIONS:
+            raise bad(f"options has {len(self.options)} octets, and an IPv4 header has room for {LONGEST_OPTIONS}")
+        return self
 
 
 class IPMatch(Model):
     """What fields of the IP header must be."""
 
-    ttl: FieldMatch | None = None
-    dscp: FieldMatch | None = None
+    ttl: Match8 | None = None
+    dscp: Match6 | None = None
     ecn: Literal["not-ect", "ect0", "ect1", "ce", "ect"] | None = None
-    ident: FieldMatch | None = None
+    ident: Match16 | None = None
     df: bool | None = None
-    flow: FieldMatch | None = None
+    flow: Match20 | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> IPMatch:
+        if all(value is None or (isinstance(value, Match) and value.op == "any") for _, value in self):
+            raise bad("this says nothing of the IP header: every packet fits it")
+        return self
 
 
 IcmpName = Literal[
@@ -204,7 +289,7 @@ class SegmentFields(Model):
     seq: Number | None = None
     ack: Number | None = None
     window: U16 | None = None
-    urgent: Number | None = None
+    urgent: Number16 | None = None
     payload: Payload | None = None
     options: OptionsSpec | Literal["none"] | None = None
     ip: IPSpec | None = None
@@ -234,14 +319,24 @@ class Timing(Model):
 
     within: Duration | None = None
     after: Duration | None = None
-    between: Annotated[tuple[Duration, Duration], Field(strict=False)] | None = None
+    between: Annotated[tuple[DurationOr0, Duration], Field(strict=False)] | None = None
     from_: Annotated[Name | None, Field(alias="from")] = None
 
     @model_validator(mode="after")
     def _one_window(self) -> Timing:
         if self.between is not None and (self.within is not None or self.after is not None):
             raise bad("between already says within and after")
+        least, most = self.between or (self.after, self.within)
+        if least is not None and most is not None:
+            low, high = least.constant, most.constant
+            if low is not None and high is not None and low > high:
+                raise bad(f"nothing comes at least {least.text.strip()} and at most {most.text.strip()} later")
         return self
+
+
+def _says(value: Any) -> bool:
+    """Whether there is a segment that does not fit *value*, what a case says of it."""
+    return value is not None and not (isinstance(value, Match) and value.op in ("any", "capture"))
 
 
 class ExpectSpec(Timing):
@@ -249,15 +344,15 @@ class ExpectSpec(Timing):
 
     conn: Name = CONNECTION
     flags: FlagChoice | None = None
-    seq: FieldMatch | None = None
-    ack: FieldMatch | None = None
-    window: FieldMatch | None = None
-    urgent: FieldMatch | None = None
+    seq: SequenceMatch | None = None
+    ack: SequenceMatch | None = None
+    window: Match16 | None = None
+    urgent: Match16 | None = None
     payload: Payload | None = None
-    length: FieldMatch | None = None
+    length: Match16 | None = None
     options: OptionsMatch | Literal["none"] | None = None
     ip: IPMatch | None = None
-    reserved: FieldMatch | None = None
+    reserved: Match4 | None = None
     again: Name | None = None
     stream: Annotated[int | None, Field(ge=1, le=1 << 24)] = None
     noise: list[Noise] | Literal["forbid"] | None = None
@@ -267,10 +362,16 @@ class ExpectSpec(Timing):
     def _says_something(self) -> ExpectSpec:
         own: tuple[Any, ...] = (self.flags, self.seq, self.ack, self.window, self.urgent, self.payload, self.length)
         own += (self.options, self.ip, self.reserved)
-        if self.again is None and self.stream is None and all(f is None for f in own):
+        if self.again is None and self.stream is None and not any(map(_says, own)):
             raise bad("an expectation says something of the segment: flags, seq, ack, payload, again, stream, …")
         if self.stream is not None and (self.again is not None or self.flags is not None or self.length is not None):
             raise bad("stream takes octets in any segmentation: flags, length and again do not go with it")
+        if self.payload is not None:
+            size = len(self.payload)
+            if self.stream is not None and self.stream != size:
+                raise bad(f"stream is {self.stream} octets, and payload has {size}")
+            if self.length is not None and self.length.among(size, size) == "none":
+                raise bad(f"length is {self.length.text.strip()}, and payload has {size}")
         return self
 
 
@@ -552,7 +653,17 @@ class CheckStep(Step):
 
 class CheckSpec(Model):
     value: Number
-    is_: Annotated[FieldMatch, Field(alias="is")]
+    is_: Annotated[SequenceMatch, Field(alias="is")]
+
+    @model_validator(mode="after")
+    def _can_fail(self) -> CheckSpec:
+        if self.is_.op == "any":
+            raise bad("every value fits any, so that this checks nothing")
+        if self.is_.exprs and not any(expr.names for expr in (self.value, *self.is_.exprs)):
+            raise bad("this compares numbers that are the same in every trial")
+        if any(expr.text.strip() == self.value.text.strip() for expr in self.is_.exprs):
+            raise bad(f"this compares {self.value.text.strip()} with itself")
+        return self
 
 
 class ProbeStep(Step):
@@ -609,6 +720,11 @@ class RepeatSpec(Model):
     def _bounds(self) -> RepeatSpec:
         if self.at_least is not None and self.at_least > self.times:
             raise bad(f"at-least {self.at_least} is more than times {self.times}")
+        if self.gap is not None:
+            of_previous = any(name == "previous" for name, _ in self.gap.is_.names)
+            if self.times < 2 + of_previous:
+                why = "one round has none" if self.times == 1 else "two rounds have one, and none previous to it"
+                raise bad(f"no gap is looked at: {why}")
         return self
 
 

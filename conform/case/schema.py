@@ -231,6 +231,16 @@ def _also(schema: dict[str, Any], *more: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [*more, *_alternatives(schema)]}
 
 
+def _setting(can: words.Values) -> dict[str, Any]:
+    booleans = [value for word, value in (("on", True), ("off", False)) if word in can.words]
+    found: list[dict[str, Any]] = [{"enum": [*can.words, *booleans]}] if can.words else []
+    if can.takes == "count":
+        found.append({"type": "integer", "minimum": can.least})
+    elif can.takes is not None:
+        found.append({"type": "string"})
+    return {"anyOf": found}
+
+
 def schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a case file."""
     raw = _clean(Case.model_json_schema(by_alias=True))
@@ -274,8 +284,10 @@ def schema() -> dict[str, Any]:
         defs["FinishStep"]["properties"]["finish"]["patternProperties"][pattern] = _also(value, {"const": "ok"})
     settings = defs["Case"]["properties"]["settings"]
     del settings["propertyNames"]
-    values = settings["additionalProperties"]
-    settings["properties"] = {name: {**values, "description": meaning} for name, meaning in words.SETTINGS.items()}
+    settings["properties"] = {
+        name: {**_setting(words.SETTING_VALUES[name]), "description": meaning}
+        for name, meaning in words.SETTINGS.items()
+    }
     settings["additionalProperties"] = False
     for name, definition in defs.items():
         properties = definition.get("properties", {})

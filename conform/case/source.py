@@ -9,9 +9,10 @@ something else (``010``, ``1_000``, ``1:30``, ``.inf``) is an error when it stan
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -227,13 +228,17 @@ def decode(data: bytes, file: str) -> Source | Problem:
 
 
 # Scalars -------------------------------------------------------------------------------------------------------------
+# Texts are as long as a file may be: no pattern may try one octet in two ways.
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
 _HEX = re.compile(r"0x[0-9a-fA-F]+\Z")
 _FLOAT = re.compile(r"[-+]?(0|[1-9][0-9]*)\.[0-9]+\Z")
+_NUMBERS: tuple[tuple[re.Pattern[str], Callable[[str], int | float]], ...] = (
+    (_INTEGER, int), (_HEX, functools.partial(int, base=16)), (_FLOAT, float),
+)  # fmt: skip
 #: What other readers of YAML take for a number of some kind, each with what it is.
 _AMBIGUOUS = (
     (re.compile(r"[-+]?0[0-9]+(\.[0-9]*)?\Z"), "has a leading zero, which some read as octal"),
-    (re.compile(r"[-+]?[0-9][0-9_]*_[0-9_]*(\.[0-9_]*)?\Z"), "has an underscore, which some read as a number"),
+    (re.compile(r"[-+]?[0-9]+_[0-9_]*(\.[0-9_]*)?\Z"), "has an underscore, which some read as a number"),
     (re.compile(r"[-+]?[0-9]+(:[0-9]+)+(\.[0-9]*)?\Z"), "is a number to base 60 for some readers of YAML"),
     (re.compile(r"[-+]?0[oO][0-9]*\Z"), "is octal"),
     (re.compile(r"[-+]?0[bB][01_]*\Z"), "is binary"),
@@ -250,14 +255,11 @@ def plain_scalar(text: str) -> tuple[Any, str | None]:
         if text in _CONSTANTS:
             return _CONSTANTS[text], None
         return text, "'~' is a name of nothing: write null" if text == "~" else None
-    if _INTEGER.match(text):
-        if len(text) > _LONGEST_NUMBER:
-            return text, f"a number has at most {_LONGEST_NUMBER} digits"
-        return int(text), None
-    if _HEX.match(text) and len(text) <= _LONGEST_NUMBER:
-        return int(text, 16), None
-    if _FLOAT.match(text):
-        return float(text), None
+    for pattern, read in _NUMBERS:
+        if pattern.match(text):
+            if len(text) > _LONGEST_NUMBER:
+                return text, f"a number has at most {_LONGEST_NUMBER} digits"
+            return read(text), None
     for pattern, what in _AMBIGUOUS:
         if pattern.match(text):
             return text, f"{text[:40]!r} {what}: write a plain decimal or 0x number, or put text in quotes"

@@ -7,6 +7,7 @@ PydanticCustomError with the message a user sees and, where known, ``offset``: t
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from conform.case.expr import Expr, ExpressionError, Match, parse, parse_match
 from conform.tcp.segment import FLAG_LETTERS
+from conform.tcp.sequence import MODULUS, diff
 
 
 def bad(message: str, offset: int | None = None, **context: Any) -> PydanticCustomError:
@@ -65,8 +67,12 @@ def parse_number(value: Any) -> Expr:
     return expr
 
 
+#: No stack's timer is longer, and no case waits so long.
+LONGEST = 24 * 60 * 60
+
+
 def parse_duration(value: Any) -> Expr:
-    """An expression that yields a duration in seconds; a bare number other than 0 is an error."""
+    """An expression that yields a duration in seconds, 0 to a day; a bare number other than 0 is an error."""
     text = _expression_text(value, "a duration such as 500ms or timer.rto.min")
     try:
         expr = parse(text)
@@ -76,6 +82,23 @@ def parse_duration(value: Any) -> Expr:
         if expr.is_plain_number:
             raise bad(f"{text!r} has no unit: write {text}s or {text}ms", 0)
         raise bad(f"{text!r} is a number, and a duration is wanted here", 0)
+    seconds = expr.constant
+    if seconds is not None and not 0 <= seconds <= LONGEST:
+        raise bad(f"{text!r} is {'negative' if seconds < 0 else 'longer than a day'}: a duration is 0 to 24 h", 0)
+    return expr
+
+
+def _parse_u16(value: Any) -> Expr:
+    expr = parse_number(value)
+    if expr.constant is not None and not 0 <= expr.constant <= 0xFFFF:
+        raise bad(f"{expr.text.strip()} is out of range: 0 to 65535", 0)
+    return expr
+
+
+def _parse_positive_duration(value: Any) -> Expr:
+    expr = parse_duration(value)
+    if expr.constant == 0:
+        raise bad(f"{expr.text!r} is no time at all: a duration is more than 0 here", 0)
     return expr
 
 
@@ -96,31 +119,76 @@ def _parse_match(value: Any) -> Match:
     return match
 
 
+def _match_within(least: int, most: int, absent: bool = False) -> Callable[[Any], Match]:
+    """A parser of matches of a field that holds *least* to *most*; *absent*: that may not be there."""
+
+    def parser(value: Any) -> Match:
+        match = _present(value) if not absent else _parse_match(value)
+        _forwards(match)
+        fits = match.among(least, most)
+        if fits == "none":
+            raise bad(f"nothing can be {match.text.strip()!r}: this is {least} to {most}", 0)
+        return Match(match.text, "any") if fits == "all" else match  # what everything fits says nothing
+
+    return parser
+
+
+def _present(value: Any) -> Match:
+    match = _parse_match(value)
+    if match.op == "absent":
+        raise bad("this is never absent; options can be", 0)
+    return match
+
+
+def _forwards(match: Match, wraps: bool = False) -> Match:
+    """*match*. Raises what is wrong with a range that ends before it begins, modulo 2**32 where it *wraps*."""
+    bounds = [expr.constant for expr in match.exprs]
+    # A bare number counts from an initial sequence number, and cannot be held against one that does not.
+    alike = len({expr.is_plain_number for expr in match.exprs}) == 1 or not wraps
+    if match.op == "range" and alike and None not in bounds:
+        low, high = (int(bound or 0) for bound in bounds)
+        if (diff(high % MODULUS, low % MODULUS) if wraps else high - low) < 0:
+            raise bad(f"the range {match.text.strip()!r} ends before it begins", 0)
+    return match
+
+
+def _parse_sequence_match(value: Any) -> Match:
+    return _forwards(_present(value), wraps=True)
+
+
 _EXPR_SCHEMA = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
 #: An expression that yields a number: ``RCV.NXT + 1``; in ``seq`` and ``ack`` a bare number counts from the ISN.
 Number = _parsed(parse_number, _EXPR_SCHEMA | {"description": "a number or an expression: RCV.NXT + 1"}, Expr)
-#: A duration in seconds, written with its unit: ``200ms``, ``2 * timer.rto.min``.
-Duration = _parsed(
-    parse_duration, {"type": ["string", "integer"], "description": "a duration: 200ms, 2 * timer.rto.min"}, Expr
-)
-#: What a numeric field must be: ``5``, ``not 5``, ``>= 5``, ``1..5``, ``any``, ``absent``, ``{as: name}``.
-FieldMatch = _parsed(
-    _parse_match,
-    {
-        "anyOf": [
-            {"type": "integer"},
-            {"type": "string"},
-            {
-                "type": "object",
-                "properties": {"as": {"type": "string"}},
-                "required": ["as"],
-                "additionalProperties": False,
-            },
-        ],
-        "description": "a number, an expression, a comparison (>= 5, not 5), a range (1..5), any, absent, {as: NAME}",
-    },
-    Match,
-)
+#: The same for a field of 16 bits, where nothing counts from an ISN.
+Number16 = _parsed(_parse_u16, _EXPR_SCHEMA | {"description": "a number or an expression"}, Expr)
+_DURATION_SCHEMA = {"type": ["string", "integer"], "description": "a duration: 200ms, 2 * timer.rto.min"}
+#: A duration in seconds, written with its unit: ``200ms``, ``2 * timer.rto.min``. More than 0, where that is known.
+Duration = _parsed(_parse_positive_duration, _DURATION_SCHEMA, Expr)
+#: The same, or 0: from the event itself on.
+DurationOr0 = _parsed(parse_duration, _DURATION_SCHEMA, Expr)
+
+
+def _match(parser: Callable[[Any], Match]) -> Any:
+    words = "a number, an expression, a comparison (>= 5, not 5), a range (1..5), any, {as: NAME}"
+    capture = {
+        "type": "object",
+        "properties": {"as": {"type": "string"}},
+        "required": ["as"],
+        "additionalProperties": False,
+    }
+    return _parsed(parser, {"anyOf": [{"type": "integer"}, {"type": "string"}, capture], "description": words}, Match)
+
+
+#: What a number must be: ``5``, ``not 5``, ``>= 5``, ``1..5``, ``any``, ``{as: name}``. Of a sequence number or another
+#: that wraps at 2**32; of a field of so many bits; of one in an option, which can also be ``absent``.
+SequenceMatch = _match(_parse_sequence_match)
+Match4 = _match(_match_within(0, 0xF))
+Match6 = _match(_match_within(0, 0x3F))
+Match8 = _match(_match_within(0, 0xFF))
+Match16 = _match(_match_within(0, 0xFFFF))
+Match20 = _match(_match_within(0, 0xFFFFF))
+Optional8 = _match(_match_within(0, 0xFF, absent=True))
+Optional16 = _match(_match_within(0, 0xFFFF, absent=True))
 
 #: The bits that an expectation compares exactly; PSH, ECE and CWR are ignored unless named.
 COMPARED_FLAGS = "SFRAU"
@@ -128,7 +196,7 @@ COMPARED_FLAGS = "SFRAU"
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """Control bits as written. ``bits`` must be set, ``forbidden`` clear; ``exact`` are those compared on expecting."""
+    """Control bits as written. ``bits`` must be set, ``forbidden`` clear; of COMPARED_FLAGS no others may be set."""
 
     text: str
     bits: int
@@ -219,6 +287,13 @@ def _parse_payload(value: Any) -> bytes:
     if not isinstance(of, str) or not of:
         raise bad("a pattern is text of at least one character")
     return pattern(length, of.encode())
+
+
+def octets_of(value: Any) -> int:
+    """How many octets *value* makes as a payload by its length alone; 0 where they are written out, or nothing fits."""
+    length = value.get("length") if isinstance(value, dict) else value
+    fits = isinstance(length, int) and not isinstance(length, bool) and 0 <= length <= _LONGEST_PAYLOAD
+    return length if fits and isinstance(length, int) else 0
 
 
 def _hex(value: Any) -> bytes:

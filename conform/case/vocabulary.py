@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from conform.tcp.states import STATES
 
-__all__ = ["CAPABILITIES", "ERRNOS", "NOISE", "SERVICES", "SETTINGS", "SIGNALS", "SOCKET_OPTIONS", "STATES"]
+__all__ = [
+    "CAPABILITIES", "ERRNOS", "NOISE", "SERVICES", "SETTINGS", "SETTING_VALUES", "SIGNALS", "SOCKET_OPTIONS",
+    "STATES",
+]  # fmt: skip
 
 #: What a stack can be asked to have. ``requires:`` names these; what is lacking makes a trial not-applicable.
 CAPABILITIES: dict[str, str] = {
@@ -73,6 +77,43 @@ SETTINGS: dict[str, str] = {
     "max-backlog-reset": "whether a full accept queue resets: on, off",
 }
 
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """What a setting can be: one of *words*, or a count of *least* or more, a duration, the name of an algorithm."""
+
+    words: tuple[str, ...] = ()
+    takes: Literal["count", "duration", "name"] | None = None
+    least: int = 0
+
+
+_ON_OFF = Values(("on", "off"))
+#: What each setting can be, on any stack. ``true`` and ``false`` are ``on`` and ``off``.
+SETTING_VALUES: dict[str, Values] = {
+    "challenge-limit": Values(("off",), "count"),
+    "invalid-ratelimit": Values(("off",), "duration"),
+    "compressed-sack": _ON_OFF,
+    "congestion-control": Values(takes="name"),
+    "delayed-ack": _ON_OFF,
+    "fin-wait-2-timeout": Values(takes="duration"),
+    "ignore-rst-in-time-wait": _ON_OFF,
+    "initial-window": Values(takes="count", least=1),
+    "syn-retries": Values(takes="count"),
+    "syn-ack-retries": Values(takes="count"),
+    "retries": Values(takes="count"),
+    "orphan-retries": Values(takes="count"),
+    "timestamps": _ON_OFF,
+    "sack": _ON_OFF,
+    "window-scaling": _ON_OFF,
+    "ecn": Values(("on", "off", "passive")),
+    "syn-cookies": Values(("on", "off", "always")),
+    "fast-open": _ON_OFF,
+    "mtu": Values(takes="count", least=68),
+    "receive-buffer": Values(takes="count", least=1),
+    "time-wait-reuse": _ON_OFF,
+    "max-backlog-reset": _ON_OFF,
+}
+
 #: Segments that are noise: recorded, and passed over while something else is awaited.
 NOISE: dict[str, str] = {
     "retransmission": "octets that were already sent and not yet acknowledged, with the same content",
@@ -80,7 +121,7 @@ NOISE: dict[str, str] = {
     "duplicate-ack": "an empty ACK that repeats the last acknowledgment and window",
     "keep-alive": "an ACK of at most one octet at SND.NXT - 1",
     "zero-window-probe": "new octets beyond a window that the tester closed",
-    "tail-loss-probe": "a retransmission of acknowledged-in-flight data, RFC 8985 section 7",
+    "tail-loss-probe": "a retransmission of data in flight, RFC 8985 section 7",
 }
 #: The noise that is tolerated when nothing is said.
 DEFAULT_NOISE = ("retransmission", "window-update")
@@ -96,7 +137,7 @@ ERRNOS = (
 )  # fmt: skip
 
 #: Socket options by name, each with the shape of its value (docs/agent-protocol.md): ``int``, ``bool``, ``text``,
-#: ``duration-ms``, or the fields of a struct.
+#: ``hex`` (digits), ``errno`` (a name, or 0), ``fields`` (named numbers), or the fields of a struct.
 SOCKET_OPTIONS: dict[str, str | dict[str, str]] = {
     "SO_LINGER": {"onoff": "bool", "linger": "int"},
     "SO_REUSEADDR": "bool",

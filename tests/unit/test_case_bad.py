@@ -65,6 +65,8 @@ def test_large_file(tmp_path: Path) -> None:
 
 
 HEAD = GOOD.rpartition("steps:")[0]
+#: Texts that begin like numbers, and go on so for long: how each begins, and what is repeated.
+NUMBER_LIKE = [("1", "_"), ("1", "1_"), ("", "1:"), ("1", "1"), ("0", "0"), ("1.", "1"), ("1", "e1"), ("0b", "_1")]
 HOSTILE = [
     "[" * 1_000_000,
     "{a: " * 250_000,
@@ -99,6 +101,42 @@ HOSTILE += [
     + ", ".join(f'v{i}: ["${{v{i + 1}}}", "${{v{i + 1}}}"]' for i in range(25))
     + ', v25: [1, 1]}]}\nsteps: ["${v0}"]\n',
     HEAD + 'matrix: {rows: [{id: x, a: "' + "x" * 1000 + '"}]}\nsteps: [{why: "' + "${a}" * 5000 + '"}]\n',
+    *(HEAD + f"why: {begin}{again * (1_000_000 // len(again))}x\nstep: []\n" for begin, again in NUMBER_LIKE),
+    HEAD + f"steps:\n  - send: {{flags: A, seq: 1{'0' * 900_000}.5}}\n",
+    HEAD + 'matrix: {rows: [{x: "a' + " " * 900_000 + 'b"}]}\nsteps:\n  - send: {flags: A, payload: "${y}"}\n',
+    HEAD
+    + "matrix: {axes: {a: ["
+    + ", ".join(map(str, range(4000)))
+    + '], b: ["'
+    + "a?" * 400_000
+    + '"]}}\nsteps:\n  - send: {flags: A, window: "${a}", payload: "${b}"}\n',
+    HEAD
+    + "matrix: {axes: {a: ["
+    + ", ".join(map(str, range(4000)))
+    + "], "
+    + ", ".join(f"b{i}: [1]" for i in range(9000))
+    + '}}\nsteps:\n  - send: {flags: A, window: "${a}"}\n',
+    HEAD
+    + "matrix: {rows: [{id: x, "
+    + ", ".join(f'v{i}: {{a: "${{v{i + 1}}}", b: "${{v{i + 1}}}"}}' for i in range(30))
+    + ', v30: {c: 1}}]}\nsteps: ["${v0}"]\n',
+    HEAD
+    + "matrix: {rows: [{id: x, "
+    + ", ".join(f"v{i}: " + "[" * 17 + f'{{a: "${{v{i + 1}}}"}}' + "]" * 17 for i in range(31))
+    + ', v31: 1}]}\nsteps: ["${v0}"]\n',
+    HEAD
+    + 'matrix: {rows: [{id: x, a: "'
+    + "x" * 60000
+    + '"}]}\nsteps:\n'
+    + '  - {silence: now, why: "-${a}"}\n' * 5000,
+    HEAD + "steps:\n" + "  - call: {do: send, payload: 1048576}\n" * 5000,
+    HEAD
+    + "steps:\n"
+    + "".join(
+        "  " * (3 * i + 1) + "- repeat:\n" + "  " * (3 * i + 3) + "times: 1000\n" + "  " * (3 * i + 3) + "steps:\n"
+        for i in range(6)
+    )
+    + ("  " * 19 + "- silence: now\n") * 2000,
 ]
 
 

@@ -19,8 +19,8 @@ def steps_of(steps: str, top: str = "given: ESTABLISHED") -> list[list[Any]]:
 
 
 def test_a_template_gives_what_is_not_written() -> None:
-    top = "templates: {fin: {flags: FA, seq: SND.NXT}}"
-    assert steps_of("- send: {use: fin, seq: ISS}", top) == [[{"send": {"flags": "FA", "seq": "ISS"}}]]
+    top = "templates: {fin: {flags: FA, seq: RCV.NXT}}"
+    assert steps_of("- send: {use: fin, seq: IRS}", top) == [[{"send": {"flags": "FA", "seq": "IRS"}}]]
 
 
 def test_null_leaves_a_templates_field_out() -> None:

@@ -38,6 +38,32 @@ SOUND = {
         "- call: {do: setsockopt, option: TCP_FASTOPEN_KEY, value: 00ff}\n"
         "- call: {do: setsockopt, option: TCP_MAXSEG, value: 536}"
     ),
+    "as large as a packet": (
+        "- send: {flags: A, payload: 65495, as: a}\n- send: {again: a, payload: 65483, options: {nop: 11}}"
+    ),
+    "a data offset that is wrong": (
+        '- send: {flags: A, bad: {data-offset: 6}}\n- send: {flags: A, bad: {raw-options: "0101", data-offset: 5}}\n'
+        "- send: {flags: S, conn: c2, options: {ts: {val: 1, ecr: 0}}}\n- expect: {conn: c2, flags: SA}\n"
+        "- send: {flags: A, conn: c2, bad: {data-offset: 8}}\n- send: {flags: A, conn: c2, bad: {data-offset: 5}}"
+    ),
+    "sent again as it should have been": ("- send: {flags: A, bad: {checksum: 1}, as: a}\n- send: {again: a, bad: {}}"),
+    "known once its SYN may have come": (
+        "- send: {conn: c2, flags: S}\n- expect: {conn: c2, flags: [R, SA], seq: ISS}\n"
+        "- send: {conn: c2, flags: A, ack: ISS}\n- check: {value: c2.SND.NXT, is: '> c2.ISS'}"
+    ),
+    "known on one of the ways": (
+        "- send: {conn: c2, flags: S}\n- one_of:\n    - {name: a, steps: [expect: {conn: c2, flags: SA}]}\n"
+        "    - {name: b, steps: [expect: {conn: c2, flags: RA}]}\n- send: {conn: c2, flags: A, ack: SND.NXT}"
+    ),
+    "an ICMP error": (
+        "- call: {do: send, payload: 3}\n- expect: {length: 3, as: d}\n"
+        "- send: {icmp: {type: net-unreachable, quotes: d, seq: SND.NXT}, ip: {ttl: 1}, conn: c1}"
+    ),
+    "a check that keeps": "- check: {value: 5, is: {as: five}}\n- check: {value: five, is: 5}",
+    "a connect of the descriptor's connection": (
+        "- send: {conn: c2, flags: S}\n- call: {do: socket, as: c2}\n- start: {do: connect, on: c2, as: x}\n"
+        "- expect: {conn: c2, flags: S}\n- finish: {x: {error: EPIPE}}"
+    ),
     "zero is what close returns": "- call: {do: close, returns: 0}",
     "another listener's state": (
         "- call: {do: socket, as: other}\n- call: {do: listen, on: other}\n- state: {is: LISTEN, conn: other}"

@@ -21,12 +21,15 @@ NAMES = {"SND.NXT": 100, "RCV.NXT": 7, "timer.rto.min": 0.2, "t0": 5, "fin.seq":
     [
         ("5", 5, "number"),
         ("0xff", 255, "number"),
-        ("0.5", 0.5, "number"),
         ("SND.NXT + 1", 101, "number"),
         ("2 * (SND.NXT - 1)", 198, "number"),
-        ("-t0", -5, "any"),
+        ("-t0", -5, "number"),
         ("SND.NXT / 3", 33, "number"),
-        ("0.5 / 2", 0.25, "number"),
+        ("-1 / 2", -1, "number"),
+        ("t0 / 2 * 1ms", 0.0025, "duration"),
+        ("3 / 2 * 200ms", 0.3, "duration"),
+        ("200ms * 3 / 2", 0.3, "duration"),
+        ("0.5 * 1s", 0.5, "duration"),
         ("absolute(RCV.NXT)", 7, "number"),
         ("500ms", 0.5, "duration"),
         ("2 * timer.rto.min + 5us", 0.400005, "duration"),
@@ -54,6 +57,12 @@ def test_expressions(text: str, value: float, kind: str) -> None:
         ("1 / 1s", 2),
         ("*", 0),
         ("absolute(1", 10),
+        ("0.5", 0),
+        ("SND.NXT * 1.5", 10),
+        ("5 / 0", 2),
+        ("5 / (1 - 1) + t0", 2),
+        (" 1s * " + "9" * 400, 1),
+        ("\N{ARABIC-INDIC DIGIT THREE}", 0),
     ],
 )
 def test_expressions_that_cannot_be_read(text: str, offset: int) -> None:
@@ -86,7 +95,7 @@ def test_names_know_where_they_stand() -> None:
 def test_values_that_are_parsed_already_stay() -> None:
     for kind, value in (
         (values.Number, parse("1")),
-        (values.FieldMatch, Match("any", "any")),
+        (values.SequenceMatch, Match("any", "any")),
         (values.Payload, b"abc"),
     ):
         (validator,) = (m for m in kind.__metadata__ if hasattr(m, "func"))
@@ -99,6 +108,41 @@ def test_a_bare_number_is_no_duration_but_0_is() -> None:
         values.parse_duration(5)
     with pytest.raises(PydanticCustomError, match="is a number"):
         values.parse_duration("SND.NXT")
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("any", "all"), ("{}", "some"), ("5", "some"), ("0", "some"), ("256", "none"), ("-1", "none"),
+        ("not 5", "some"),
+        ("not 256", "all"), ("> 255", "none"), (">= 255", "some"), (">= 0", "all"), ("< 0", "none"), ("<= 255", "all"),
+        ("< 256", "all"), ("0..255", "all"), ("1..255", "some"), ("256..300", "none"), ("SND.NXT..5", "some"),
+        ("absent", "some"),
+    ],
+)  # fmt: skip
+def test_what_fits_among_the_values_of_an_octet(text: str, fits: str) -> None:
+    match = Match(text, "capture", capture="t0") if text == "{}" else parse_match(text)
+    assert match.among(0, 255) == fits
+
+
+def test_a_match_that_everything_fits_is_any() -> None:
+    assert values._match_within(0, 255)(">= 0") == Match(">= 0", "any")
+    assert values._match_within(0, 255)("0..255").op == "any"
+    assert values._match_within(0, 255, absent=True)("absent").op == "absent"
+
+
+def test_ranges_of_sequence_numbers_wrap() -> None:
+    for text in ("0xfffffff0..0x10", "absolute(0xffffffff)..absolute(0)", "1..absolute(0)", "SND.NXT..1", "5..5"):
+        assert values._parse_sequence_match(text).op == "range"
+    with pytest.raises(PydanticCustomError, match="ends before it begins"):
+        values._parse_sequence_match("0x10..0xfffffff0")
+
+
+def test_how_many_octets_a_payload_asks_for() -> None:
+    asked = [
+        values.octets_of(each) for each in (5, {"length": 7, "pattern": "ab"}, "abc", {"hex": "00"}, True, -1, None)
+    ]
+    assert asked == [5, 7, 0, 0, 0, 0, 0]
 
 
 def test_pattern() -> None:
