@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from run_files import failed, invoke, line, other, passed, write
 from conform.case.source import Problem
 from conform.engine.verdict import Verdict
 from conform.run import proof, update
-from conform.run.expectations import Deviation, Expectations, classify, parse, schema
+from conform.run.expectations import UNREASONED, Deviation, Expectations, classify, parse, schema
 from conform.run.fold import base
 from conform.run.runfile import NAME, Reader
 from conform.run.update import Seen, Update, UpdateError
@@ -529,8 +530,9 @@ def test_a_bad_list_is_shown_where_it_is_bad(place: Path) -> None:
 def test_the_cases_beside_the_list_say_what_there_is(place: Path) -> None:
     (place / "cases/a").mkdir()
     (place / "cases/a/b.yaml").write_text(
-        "title: T\ncovers: [9293-3.10.7.1-closed-syn-rst]\ngiven: CLOSED\nmatrix: {axes: {n: [1, 2]}}\nsteps:\n"
-        '  - send: {flags: S, payload: "${n}", as: syn}\n  - expect: {flags: RA, seq: 0, ack: syn.end}\n'
+        "title: A title that is long enough\ncovers: [9293-3.10.7.1-closed-syn-rst]\ngiven: CLOSED\n"
+        "matrix: {axes: {n: [1, 2]}}\nsteps:\n"
+        '  - send: {flags: S, window: "${n}", as: syn}\n  - expect: {flags: RA, seq: 0, ack: syn.end}\n'
     )
     assert update.trials_of(place / NAMED, []) == [f"a/b.{n}.v{v}" for n in (1, 2) for v in (4, 6)]
     assert len(update.trials_of(place / "mine.yaml", ["cases"])) == 4
@@ -564,6 +566,14 @@ def test_the_schema_takes_what_the_reader_takes() -> None:
     root = Path(__file__).parents[2]
     for file in (root / "cases/expectations").glob("*.yaml"):
         assert validator.is_valid(yaml.safe_load(file.read_text())), file
+
+
+def test_the_document_has_every_key() -> None:
+    told = (Path(__file__).parents[2] / "docs/expectations.md").read_text()
+    assert re.findall(r"^\| `([a-z]+)` \|", told, re.M) == list(schema()["items"]["properties"])
+    (example,) = re.findall(r"```yaml\n(.*?)```", told, re.S)
+    assert len(parse(example, NAMED).deviations) == 1
+    assert UNREASONED in told
 
 
 def test_the_schema_is_printed() -> None:
