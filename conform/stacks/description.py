@@ -43,6 +43,10 @@ Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Value = bool | int | str
 
 
+#: After so many times ``response.max`` the engine no longer waits for a stack to settle.
+PATIENCE = 5
+
+
 class DescriptionError(ValueError):
     """A stack's description that cannot be used; the message begins with its name or path."""
 
@@ -214,6 +218,12 @@ class StackDescription(_Model):
         missing = [name for name in _TIMER_NAMES if name not in self.timers]
         if missing:
             raise ValueError(f"timers lacks {', '.join(missing)}")
+        most = PATIENCE * self.timers["response.max"]
+        if self.settle != "fence" and self.settle >= most:
+            raise ValueError(
+                f"settle: {self.settle} s is too long: after {PATIENCE} times response.max, {most:g} s, a stack "
+                "counts as one that does not settle"
+            )
         for version, pair in self.pairs.items():
             for address in pair:
                 if ipaddress.ip_address(address).version != version:

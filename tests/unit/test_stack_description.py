@@ -8,8 +8,9 @@ import yaml
 from conform.case.expr import TIMERS
 from conform.case.model import Case
 from conform.case.vocabulary import CAPABILITIES, SETTINGS
+from conform.engine.runtime import CALL_PATIENCE
 from conform.engine.trial import StackProfile
-from conform.stacks.description import DescriptionError, Mechanism, SettingError, StackDescription, load
+from conform.stacks.description import PATIENCE, DescriptionError, Mechanism, SettingError, StackDescription, load
 
 LINUX = Path(__file__).parents[2] / "conform/stacks/linux.yaml"
 CASE = {"title": "A case about settings", "covers": ["x"], "steps": [{"probe": "alive"}]}
@@ -137,6 +138,7 @@ def test_without_drops_what_follows(linux):
         ({"capabilities": ["calls", "ipv4", "reno"]}, "capabilities lacks ipv6"),
         ({"settle": "sometimes"}, "settle"),
         ({"settle": 0}, "settle"),
+        ({"settle": 5}, "settle: 5.0 s is too long: after 5 times response.max, 5 s"),
         ({"tolerance": -1}, "tolerance"),
         ({"format": 2}, "format"),
     ],
@@ -145,6 +147,11 @@ def test_a_bad_description_is_refused(tmp_path, changes, words):
     with pytest.raises(DescriptionError, match=words) as caught:
         load(changed(tmp_path, **changes))
     assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_a_settling_as_long_as_is_waited_for(tmp_path):
+    assert PATIENCE == CALL_PATIENCE
+    assert load(changed(tmp_path, settle=4.9)).settle == 4.9
 
 
 def test_unreadable_descriptions_are_refused(tmp_path):
