@@ -50,6 +50,7 @@ class Options:
     jobs: int = 0
     stop_first: bool = False
     out: Path | None = None
+    expect: tuple[Path, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As the run file's header has them."""
@@ -127,7 +128,7 @@ def _run(
         complain(str(error))
         return Ran(EXIT_USAGE if error.usage else EXIT_BROKEN)
     loaded = load(list(options.paths))
-    known = expectations.load(expectations.files(options.paths, stack.profile.name))
+    known = expectations.load(options.expect or expectations.files(options.paths, stack.profile.name))
     problems = [*loaded.problems, *known.problems]
     if problems:
         for problem in problems:

@@ -201,6 +201,8 @@ def by_service(row: Row, profile: StackProfile) -> tuple[dict[str, Any], Case, S
 def not_applicable(case: Case, stack: Stack) -> str | None:
     """Why *case* has nothing to say of *stack*, whatever the IP version; ``None`` when it has."""
     lacking = [need for need in needs(case) if need not in stack.profile.capabilities]
+    if "calls" in lacking:
+        lacking = ["calls"]  # without an agent all that is an agent's is lacking
     if lacking:
         reasons = [stack.why(need) or f"{stack.profile.name} cannot do that" for need in lacking]
         return "; ".join(f"{need} ({CAPABILITIES[need]}): {why}" for need, why in zip(lacking, reasons, strict=True))
