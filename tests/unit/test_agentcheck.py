@@ -49,7 +49,7 @@ SPOKEN = {
     "peer is self": ("getsockname and getpeername", "Replies"),
     "plain text": ("send and recv carry octets", "The calls"),
     "no end": ("shutdown ends one direction", "The calls"),
-    "numbers its errors": ("an unknown name is a fault, a closed one", "Replies"),
+    "numbers its errors": ("each of many requests", "Replies"),
     "other names": ("MSG_PEEK leaves octets", "Replies"),
     "no signal": ("shutdown ends one direction", "Replies"),
     "signals always": ("shutdown ends one direction", "Replies"),

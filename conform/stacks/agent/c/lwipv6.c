@@ -26,10 +26,14 @@ void platform_capabilities(struct text *to)
 
 static const char *add_address(const char *address, int prefix)
 {
+	static struct ip_addr has[2]; /* which it does not take twice */
 	struct ip_addr made = {{0, 0, IP64_PREFIX, 0}}, mask;
 	bool four = inet_pton(AF_INET, address, &made.addr[3]) == 1;
 	if (!four && inet_pton(AF_INET6, address, &made) != 1)
 		return "no address";
+	if (!memcmp(&has[four], &made, sizeof made))
+		return NULL;
+	has[four] = made;
 	int ones = four ? 96 + prefix : prefix; /* IPv4 addresses are mapped ones */
 	for (int i = 0; i < 4; i++, ones -= 32)
 		mask.addr[i] = htonl(ones >= 32 ? 0xffffffff : ones <= 0 ? 0 : 0xffffffff << (32 - ones));

@@ -113,9 +113,9 @@ static void renew(const char *line)
 	snprintf(number, sizeof number, "%d", fd);
 	setenv(INPUT, number, 1);
 	dup2(channel, STDOUT_FILENO);
-	for (int i = 3; i < 1024; i++) /* the library's device among them */
+	for (int i = 3; i < 1024; i++) /* the library's device among them, whose thread still reads it */
 		if (i != fd)
-			close(i);
+			fcntl(i, F_SETFD, FD_CLOEXEC);
 	execv("/proc/self/exe", arguments);
 	_exit(1);
 }
