@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from conform.stacks.agent.calls import PROTOCOL, failure
+from conform.stacks.agent.calls import PROTOCOL, Request, failure
 from conform.stacks.agent.process import Agent
 from conform.stacks.agent.system import System
 from conform.stacks.agent.trying import SWITCH_INTERVAL, TryingSleeper
@@ -30,7 +30,8 @@ _PATIENCE, _HOPE = 1.0, 5.0
 #: How often it is looked whether a process is gone, where no pidfd tells. Seconds.
 _LOOK = 0.0002
 #: What the hub does by itself.
-_OWN = frozenset({"state", "set", "kill"})
+_OWN = frozenset({"state", "set"})
+_SYN_RECV = 3  # <linux/tcp.h>, tcpi_state
 
 
 class Process:
@@ -165,7 +166,7 @@ class Hub:
         child = request.get("as")
         if not self.processes:
             fault = "hello comes first"
-        elif do in _OWN and do != "kill":
+        elif do in _OWN:
             self.own(id, do, request)
             return
         elif process is None:
@@ -285,6 +286,7 @@ class Hub:
                         os.close(fd)
             agent = HubAgent(control)
             agent.capabilities = self.system.capabilities
+            agent.fragile = self.system.is_gvisor
             if not self.system.shows_calls:
                 agent.sleeper = TryingSleeper
             # Else a thread that wakes would wait 5 ms for the main thread, which watches it, to let go of the
@@ -332,6 +334,24 @@ class HubAgent(Agent):
     """A process of a trial behind a hub."""
 
     name = "conform-stdio"
+    #: Whether a reset of a connection in SYN-RECEIVED must be avoided.
+    fragile = False
+
+    def hello(self, request: Request) -> None:
+        self._spare()
+        super().hello(request)
+
+    def end(self) -> NoReturn:
+        self._spare()
+        super().end()
+
+    def _spare(self) -> None:
+        """Close what must not be reset."""
+        for name, found in list(self.calls.table.items()) if self.fragile else ():
+            with contextlib.suppress(OSError):
+                if found is not None and found.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _SYN_RECV:
+                    self.calls.table[name] = None
+                    os.close(found.sock.detach())
 
 
 def _pidfd(pid: int) -> int:

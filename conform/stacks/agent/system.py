@@ -33,6 +33,9 @@ class System:
         self._written: dict[Path, str] = {}
         #: Whether the kernel says in which call a thread sleeps (proc(5)).
         self.shows_calls = os.path.exists("/proc/thread-self/syscall")
+        #: Told by the version that each of its releases says it is. Its kernel panics where SO_LINGER with no time
+        #: resets a connection in SYN-RECEIVED that this end opened (pkg/tcpip/transport/tcp, resetConnectionLocked).
+        self.is_gvisor = os.uname().version == "#1 SMP Sun Jan 10 15:06:54 PST 2016"
         #: Whether connections are listed that no descriptor refers to: those not yet accepted, orphans, TIME-WAIT.
         self.lists_all = False
         self.capabilities = tuple(self._find())

@@ -1,0 +1,1 @@
+"""gVisor under runsc: what starts it."""
