@@ -65,14 +65,15 @@ _MILLISECONDS = frozenset({"TCP_KEEPIDLE", "TCP_KEEPINTVL"})
 def failure(error: Exception) -> Reply:
     """The reply for an exception of PyTCP's.
 
-    One that is no error of POSIX, such as a failed assertion, is told by its name: the stack failed, not the request.
+    One that is no error of POSIX, such as a failed assertion, is EIO, with the exception beside it: the stack failed,
+    not the request.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return {"returned": -1, "error": errno_name(error.errno)}
     if isinstance(error, TimeoutError):  # what a time-out of SO_RCVTIMEO is in PyTCP: without a number
         return {"returned": -1, "error": "ETIMEDOUT"}
     traceback.print_exception(error)
-    return {"returned": -1, "error": type(error).__name__}
+    return {"returned": -1, "error": "EIO", "why": f"{type(error).__name__}: {error}"}
 
 
 def rfc_state(name: str) -> str:
@@ -170,7 +171,11 @@ class Stack:
         what PyTCP's start takes its time for.
         """
         device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
-        fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH14x", interface.encode(), _IFF_TAP | _IFF_NO_PI))
+        try:
+            fcntl.ioctl(device, _TUNSETIFF, struct.pack("16sH14x", interface.encode(), _IFF_TAP | _IFF_NO_PI))
+        except OSError:
+            os.close(device)
+            raise
         stack = self._stack
         stack.init(
             fd=device,
@@ -382,7 +387,7 @@ class Calls:
             return await self._methods[request["do"]](request, on)
         except RequestError as fault:
             return {"fault": str(fault)}
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             # PyTCP raises these too, of values that a request can well have.
             traceback.print_exception(error)
             return {"fault": f"malformed request: {type(error).__name__}: {error}"}
@@ -611,7 +616,11 @@ class Agent:
             given = ((options.stack4, 4), (options.stack6, 6), (pair["stack"], ip))
             stack = Stack(options.sysctl)
             mtu = int(request.get("mtu") or options.mtu)
-            await stack.start(interface, mtu, {address: prefixes[version] for address, version in given if address})
+            addresses = {address: prefixes[version] for address, version in given if address}
+            try:
+                await stack.start(interface, mtu, addresses)
+            except OSError as error:
+                raise RequestError(f"PyTCP cannot be started on {interface}: {failure(error)['error']}") from None
             self._stack = stack
         else:
             await self.forget()
