@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -153,23 +155,80 @@ def test_doctor_never_fails_to_speak() -> None:
 
 def test_judge_finds_a_verdict_that_does_not_follow(place: Path) -> None:
     writer = Writer(place / "run.jsonl")
-    writer.write(dumps({"kind": "header", "format": 1, "planned": ["a.v4", "b.v4"], "settings": {"gate": "all"}}))
-    verdict = {
-        "outcome": "not-applicable", "level": None, "requirements": [], "failure": None, "reason": "no IPv4",
-        "findings": [], "unverified": [], "late": False,
-    }  # fmt: skip
-    line = {
-        "kind": "trial", "id": "a.v4", "case": "a", "title": "A title", "file": "a.yaml", "row": "", "ip": 4,
-        "attempt": 1, "seed": 0, "link": "tun", "document": {"covers": []}, "levels": {}, "stack": {},
-        "transcript": [], "verdict": verdict, "expectation": None, "result": "not-applicable", "expected": True,
-    }  # fmt: skip
-    writer.write(dumps(line))
-    writer.write(dumps(line | {"id": "b.v4", "verdict": verdict | {"outcome": "pass"}, "result": "pass"}))
+    writer.write(dumps(HEADER))
+    writer.write(dumps(LINE))
+    writer.write(dumps(LINE | {"id": "b.v4", "verdict": VERDICT | {"outcome": "pass"}, "result": "pass"}))
     writer.close()
     done = _shell("judge", ".", "--out", "elsewhere", cwd=place)
     assert done.returncode == 3
     assert "b.v4: a verdict of pass without a transcript" in done.stderr
     assert "a.v4" not in done.stderr
+
+
+HEADER = {"kind": "header", "format": 1, "planned": ["a.v4", "b.v4"], "settings": {"gate": "all"}}
+VERDICT = {
+    "outcome": "not-applicable", "level": None, "requirements": [], "failure": None, "reason": "no IPv4",
+    "findings": [], "unverified": [], "late": False,
+}  # fmt: skip
+LINE = {
+    "kind": "trial", "id": "a.v4", "case": "a", "title": "A title", "file": "a.yaml", "row": "", "ip": 4,
+    "attempt": 1, "seed": 0, "link": "tun", "document": {"covers": []}, "levels": {}, "stack": {},
+    "transcript": [], "verdict": VERDICT, "expectation": None, "result": "not-applicable", "expected": True,
+}  # fmt: skip
+BOTH = [LINE, LINE | {"id": "b.v4"}]
+
+
+def _end(stopped: str | None) -> dict[str, Any]:
+    return {"kind": "end", "finished": "2026-01-01", "counts": {}, "exit": 0, "stopped": stopped}
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines", "code"),
+    [
+        ({}, [], 3),
+        ({}, [LINE], 3),
+        ({}, [LINE, _end(None)], 3),
+        ({}, [LINE, _end("the disk is full")], 3),
+        ({}, [LINE, _end("SIGINT")], 130),
+        ({}, [LINE, _end("SIGTERM")], 143),
+        ({}, [LINE, _end("-x")], 5),
+        ({}, BOTH, 5),
+        ({}, [*BOTH, _end(None)], 5),
+        ({"planned": []}, [_end(None)], 5),
+        ({"stale": ["linux.yaml:1:1: no trial matches x"]}, BOTH, 1),
+    ],
+)
+def test_judge_exits_as_the_run_should_have(
+    place: Path, changes: dict[str, Any], lines: list[dict[str, Any]], code: int
+) -> None:
+    writer = Writer(place / "run.jsonl")
+    for line in [HEADER | changes, *lines]:
+        writer.write(dumps(line))
+    writer.close()
+    done = _shell("judge", ".", "--out", "elsewhere", cwd=place)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list", "cases"], ["--help"], ["list", "--help"], ["schema"], ["show", "closed/syn"]]
+)
+def test_an_output_that_nobody_reads(place: Path, arguments: list[str]) -> None:
+    root = Path(__file__).resolve().parents[2]
+    program = f"import sys; sys.path.insert(0, {str(root)!r}); from conform.cli import main; main()"
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, cwd=place)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=place)
+    assert (done.returncode, done.stderr) == (3, "standard output: No space left on device\n")
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False, cwd=place
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_imports_nothing_heavy(place: Path) -> None:

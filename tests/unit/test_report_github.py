@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import copy
+import errno
 import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_report_ladder import END, HEADER, TRIALS, golden
 
-from conform import report
-from conform.report import github
+from conform.report import Reports, github, html
 from conform.requirements import catalogue
 
 
-def told(environment: dict[str, str] | None = None, lines: object = None) -> str:
+def told(environment: dict[str, str] | None = None, lines: Iterable[Any] | None = None) -> str:
     out = io.StringIO()
-    github.write(HEADER, lines or TRIALS.values(), out, catalogue(), environment or {}, END)  # type: ignore[arg-type]
+    writer = github.Writer(HEADER, out, catalogue(), environment or {})
+    for line in TRIALS.values() if lines is None else lines:
+        writer.trial(line)
+    writer.finish(END)
     return out.getvalue()
 
 
@@ -71,10 +76,11 @@ def test_files_are_named_from_the_top_of_the_repository(tmp_path: Path, monkeypa
 @pytest.mark.parametrize(("environment", "active"), [({}, False), ({"GITHUB_ACTIONS": "true"}, True)])
 def test_all_reports_in_one_pass(tmp_path: Path, environment: dict[str, str], active: bool) -> None:
     out = io.StringIO()
-    read: list[str] = []
-    lines = (read.append(name) or line for name, line in TRIALS.items())  # type: ignore[func-returns-value]
-    report.write_all(tmp_path, HEADER, lines, lambda: END, out=out, environment=environment)
-    assert read == list(TRIALS)
+    reports = Reports(tmp_path, HEADER, out=out, environment=environment)
+    for line in TRIALS.values():
+        reports.trial(line)
+    reports.finish(END)
+    assert reports.failed == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.html"]
     assert ("::error" in out.getvalue()) is active
 
@@ -90,5 +96,33 @@ def test_a_line_that_was_altered_breaks_no_report(tmp_path: Path, key: str, valu
         into[key] = value
     if key == "id":
         return  # the run file's reader refuses such a line
-    report.write_all(tmp_path, HEADER, [line], lambda: None, out=io.StringIO(), environment={"GITHUB_ACTIONS": "true"})
+    reports = Reports(tmp_path, HEADER, out=io.StringIO(), environment={"GITHUB_ACTIONS": "true"})
+    reports.trial(line)
+    reports.finish(None)
+    assert reports.failed == []
     assert "1 trials" in (tmp_path / "report.html").read_text("utf-8")
+
+
+def test_an_output_that_takes_ascii_only() -> None:
+    raw = io.BytesIO()
+    with io.TextIOWrapper(raw, "ascii", write_through=True) as out:
+        github.Writer(HEADER, out, catalogue(), {}).trial(TRIALS["close/timeout.v4"])
+        assert raw.getvalue().startswith(b"::error file=cases/close/timeout.yaml")
+
+
+def test_a_report_that_cannot_be_written_costs_no_other_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "report.html").write_text("an earlier one")
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(html.Writer, "_section", broken)
+    reports = Reports(tmp_path, HEADER, environment={})
+    for line in TRIALS.values():
+        reports.trial(line)
+    reports.finish(END)
+    assert reports.failed == [f"{tmp_path / 'report.html'}: No space left on device"]
+    assert (tmp_path / "report.html").read_text() == "an earlier one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["junit.xml", "report.html"]

@@ -50,8 +50,10 @@ class Page(HTMLParser):
 
 def page(path: Path, lines: Any = None, header: Any = HEADER, end: Any = END, **options: Any) -> str:
     out = path / "report.html"
-    tail = [end] if end else []
-    html.write([header, *(TRIALS.values() if lines is None else lines), *tail], out, catalogue(), **options)
+    writer = html.Writer(header, out, catalogue(), **options)
+    for line in TRIALS.values() if lines is None else lines:
+        writer.trial(line)
+    writer.finish(end)
     return out.read_text("utf-8")
 
 
@@ -249,17 +251,17 @@ def test_thousands_of_trials_need_little_memory_and_time(tmp_path: Path) -> None
     lines = ({**line, "id": f"close/active-close.v4#{n}"} for n in range(2000))
     page(tmp_path, [line])  # the templates are compiled
     begun = time.process_time()
-    with html.Writer({**HEADER, "planned": []}, tmp_path / "big.html", catalogue()) as writer:
-        for each in lines:
-            writer.trial(each)
-        writer.finish(END)
+    writer = html.Writer({**HEADER, "planned": []}, tmp_path / "big.html", catalogue())
+    for each in lines:
+        writer.trial(each)
+    writer.finish(END)
     # Measured at 0.7 ms a trial; the bound only has to catch what is of another order.
     assert (time.process_time() - begun) / 2000 < 0.005
     tracemalloc.start()
-    with html.Writer({**HEADER, "planned": []}, tmp_path / "big.html", catalogue()) as writer:
-        for number in range(1000):
-            writer.trial({**line, "id": f"close/active-close.v4#{number}"})
-        writer.finish(END)
+    writer = html.Writer({**HEADER, "planned": []}, tmp_path / "big.html", catalogue())
+    for number in range(1000):
+        writer.trial({**line, "id": f"close/active-close.v4#{number}"})
+    writer.finish(END)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 5_000_000

@@ -17,7 +17,10 @@ from conform.requirements import catalogue
 
 def written(tmp_path: Path, lines: Any) -> ElementTree.Element:
     path = tmp_path / "junit.xml"
-    junit.write(HEADER, lines, path, catalogue())
+    writer = junit.Writer(HEADER, path, catalogue())
+    for line in lines:
+        writer.trial(line)
+    writer.finish()
     return ElementTree.parse(path).getroot()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from typing import Any
 
 import pytest
@@ -36,8 +37,15 @@ def test_the_summary() -> None:
 
 
 def test_the_summary_of_nothing_claims_nothing() -> None:
-    assert text.summary(text.Tally(), 5) == "0 trials: no trial\nnothing was selected (exit 5)"
+    assert text.summary(text.Tally(), 5) == (
+        "0 trials: no trial\nnothing was selected, or nothing applies to the stack (exit 5)"
+    )
     assert "did not come to its end" in text.summary(text.Tally(), None)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_an_exit_by_a_signal_has_a_meaning(number: signal.Signals) -> None:
+    assert "no meaning" not in text.exit_words(128 + number)
 
 
 def test_the_summary_counts_what_it_is_given() -> None:
