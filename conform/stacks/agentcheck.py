@@ -867,13 +867,11 @@ def _overlap_ready(bench: Bench) -> None:
     bench.need("overlap")
     client, server, _ = bench.pair()
     rule = "if the call does not sleep the reply comes without blocked"
-    for _ in range(20):
-        bench.ok("send", on=client, payload="61")
-        # Once the octet is there, and not before.
-        bench.want(
-            bench.ok("recv", on=server, size=1, flags=["MSG_PEEK"], timeout=bench.bound)["returned"] == 1,
-            "no octet", rule, "Overlapping",
-        )  # fmt: skip
+    bench.ok("send", on=client, payload="61" * 20)
+    # No more than have come: as many as are seen without being taken.
+    here = bench.ok("recv", on=server, size=20, flags=["MSG_PEEK"], timeout=bench.bound)["returned"]
+    bench.want(here > 0, "no octet", rule, "Overlapping")
+    for _ in range(here):
         reply = bench.agent.reply(bench.begin("recv", on=server, size=1, overlap=True))
         bench.want("blocked" not in reply, "blocked", rule, "Overlapping")
         bench.no_fault(reply, "recv")

@@ -22,7 +22,8 @@ from test_link import isolated
 import conform
 from conform.link import netlink
 from conform.link.netns import Namespace
-from conform.stacks import agentcheck
+from conform.stacks import agentcheck, builds
+from conform.stacks.description import load
 
 STACKS = Path(conform.__file__).parent / "stacks"
 COMPILER = shutil.which("cc") or shutil.which("gcc")
@@ -74,6 +75,30 @@ def test_the_agent_in_c(agent_c: str) -> None:
 def test_conforms_own_agent_on_standard_input_and_output() -> None:
     def run() -> None:
         assert _problems(sys.executable, "-I", "-S", str(STACKS / "agent/stdio.py")) == []
+
+    _in_namespace(run)
+
+
+@pytest.mark.parametrize("name", ["lwip", "lwipv6"])
+def test_the_agent_in_c_with_a_stack_of_its_own(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    description = load(name)
+    lacks = builds.missing(description)
+    if lacks:
+        pytest.skip(lacks[0])
+    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
+        pytest.skip("/dev/net/tun may not be opened")
+    monkeypatch.setenv("CONFORM_CACHE", str(tmp_path))
+    built = builds.build(description, print)
+    pairs = description.pairs
+
+    def run() -> None:
+        # The stack reaches itself within: nobody needs to be at the other end of its device.
+        command = [str(built / f"conform-agent-{name}"), "tap0", f"{pairs[4][0]}/24", f"{pairs[6][0]}/64"]
+        link = {"interface": "tap0", "mtu": 1500}
+        setup = agentcheck.Setup(command, pairs, {4: {**link, "prefix": 24}, 6: {**link, "prefix": 64}}, bound=20.0)
+        found = list(agentcheck.check(setup))
+        assert [str(each) for each in found if each.verdict == "failed"] == []
+        assert sum(each.verdict == "ok" for each in found) > 50
 
     _in_namespace(run)
 
