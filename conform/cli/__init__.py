@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
-import os
 import sys
 
 import click
 
 from conform import __version__
+from conform.report import output
 
 _VERBS = {
     "run": "run cases against a stack, and report",
@@ -60,14 +61,17 @@ def group() -> None:
     """conform tests TCP stacks, packet by packet, against RFC 9293 and its companions.
 
     Exit codes: 0 everything as expected, 1 an unexpected result, 2 a bad case or bad usage, 3 conform's own failure,
-    5 nothing selected, 130 stopped by Ctrl-C (what had finished is reported).
+    5 nothing selected, 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM (what had finished is reported), 141
+    nobody reads the output (of other verbs than run).
     """
 
 
 def main() -> None:
     """The console script."""
+    output.install()
     try:
         code = group.main(prog_name="conform", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
@@ -75,9 +79,8 @@ def main() -> None:
         code = 2
     except (click.Abort, KeyboardInterrupt):
         code = 130
-    except BrokenPipeError:  # conform ... | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
-        code = 141
+    except output.UnheardError as error:  # conform ... | head
+        code = 141 if error.number == errno.EPIPE else 3
     except Exception:  # a fault of conform's own, which Python would call 1: an unexpected result
         import traceback
 

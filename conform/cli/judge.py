@@ -8,6 +8,7 @@ import click
 
 from conform.cli import options as shared
 from conform.cli import reporting
+from conform.report import Reports
 
 
 @click.command("judge", short_help="derive the verdicts and reports of a saved run again")
@@ -25,7 +26,7 @@ def command(run: Path, out: Path | None) -> int:
     try:
         reader = Reader(run)
         own = reader.path.parent
-        reports = reporting.Reports(out or own, reader.header, own)
+        reports = Reports(out or own, reader.header, own)
         for line in derive(reader, judged):
             reports.trial(line)
         reports.finish(reader.end)

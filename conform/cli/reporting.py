@@ -2,111 +2,93 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import click
 
+from conform.report.output import UnheardError
 from conform.run import events
 
 if TYPE_CHECKING:
+    from conform.report import Reports
     from conform.report.console import Console
 
 
-class Writer(Protocol):
-    """A report in the making (``conform.report``)."""
-
-    def trial(self, line: dict[str, Any]) -> None: ...
-    def finish(self, end: dict[str, Any] | None = None) -> None: ...
-
-
 def say(text: str) -> None:
-    """Tell what was found."""
-    click.echo(text)
+    """Tell what was found. An output that is lost ends nothing."""
+    with contextlib.suppress(UnheardError):
+        click.echo(text)
 
 
 def complain(text: str) -> None:
     """Tell what is wrong."""
-    try:
+    with contextlib.suppress(UnheardError, OSError):
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    click.echo(text, err=True)
-
-
-class Reports:
-    """junit.xml and report.html of a run, made trial by trial so that little is left to do at its end.
-
-    A report that cannot be made is told of in ``failed`` and does not keep the others.
-    """
-
-    def __init__(self, directory: Path, header: dict[str, Any], run: Path | None = None) -> None:
-        """Reports to *directory*, made if need be, of the run in *run* where that is another. Raises OSError."""
-        from conform.report import HTML, JUNIT, github, html, junit
-        from conform.requirements import catalogue
-
-        directory.mkdir(parents=True, exist_ok=True)
-        self.failed: list[str] = []
-        self._writers: dict[str, Writer] = {
-            str(directory / JUNIT): junit.Writer(header, directory / JUNIT, catalogue()),
-            str(directory / HTML): html.Writer(header, directory / HTML, catalogue(), run),
-        }
-        if github.active():
-            self._writers["GitHub's annotations"] = github.Writer(header, sys.stdout, catalogue())
-
-    def trial(self, line: dict[str, Any]) -> None:
-        """Take the trial of *line*."""
-        self._each(lambda writer: writer.trial(line))
-
-    def finish(self, end: dict[str, Any] | None) -> None:
-        """Write the files."""
-        self._each(lambda writer: writer.finish(end))
-
-    def _each(self, work: Callable[[Writer], None]) -> None:
-        for name, writer in list(self._writers.items()):
-            try:
-                work(writer)
-            except OSError as error:
-                self.failed.append(f"{name}: {error.strerror}")
-                del self._writers[name]
-            except Exception:
-                self.failed.append(f"{name}: {traceback.format_exc()}")
-                del self._writers[name]
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 class Reporter:
-    """Tells of a run as it goes and makes its reports, which are written before the run's end is told."""
+    """Tells of a run as it goes and makes its reports, which are written before the run's end is told.
+
+    The terminal and the reports have nothing to do with each other: what befalls one does not cost the others.
+    """
 
     def __init__(self) -> None:
-        self.reports: Reports | None = None
+        self._reports: Reports | None = None
         self._console: Console | None = None
         self._listening = True
+        self._wrong: list[str] = []
 
     def __call__(self, event: events.Event) -> None:
         """Handle *event*."""
+        try:
+            self._report(event)
+        except OSError as error:
+            self._wrong.append(f"no report can be written: {error.filename}: {error.strerror}")
+        except Exception:
+            self._wrong.append(f"no report can be written: {traceback.format_exc()}")
+        if not self._listening:
+            return
+        try:
+            self._tell(event)
+        except UnheardError:  # conform run | head
+            self._listening = False
+        except Exception:
+            self._listening = False
+            self._wrong.append(f"what was printed is incomplete: {traceback.format_exc()}")
+
+    @property
+    def wrong(self) -> list[str]:
+        """What could not be told or written, and why."""
+        failed = self._reports.failed if self._reports is not None else []
+        return [*self._wrong, *(f"a report is missing (conform judge writes it again): {text}" for text in failed)]
+
+    def _report(self, event: events.Event) -> None:
+        match event:
+            case events.RunStarted():
+                from conform.report import Reports
+
+                self._reports = Reports(Path(event.directory), event.header)
+            case events.TrialFinished() if self._reports is not None:
+                self._reports.trial(event.line)
+            case events.RunEnded() if self._reports is not None:
+                self._reports.finish(event.end)
+
+    def _tell(self, event: events.Event) -> None:
         if self._console is None:
             from conform.report.console import Console
             from conform.requirements import catalogue
 
             self._console = Console(requirements=catalogue())
-        match event:
-            case events.RunStarted():
-                self.reports = Reports(Path(event.directory), event.header)
-            case events.TrialFinished() if self.reports is not None:
-                self.reports.trial(event.line)
-            case events.RunEnded() if self.reports is not None:
-                self.reports.finish(event.end)
-        if self._listening:
-            try:
-                self._console(event)
-            except (BrokenPipeError, SystemExit):  # the latter is how rich says the former
-                self._listening = False  # conform run | head: the run and its reports go on
+        self._console(event)
 
     def close(self) -> None:
         """Leave the terminal as it should be."""
         if self._console is not None:
-            self._console.close()
+            with contextlib.suppress(UnheardError):
+                self._console.close()

@@ -1,56 +1,80 @@
-"""Reports, each a function of a run's lines (docs/run-format.md): terminal, JUnit, HTML, GitHub Actions.
+"""Reports of a run, from its lines (docs/run-format.md): terminal, JUnit, HTML, GitHub Actions.
 
 Each writer has ``trial(line)`` and ``finish(end)``, so that all reports are made in one pass over a run, whatever its
-size; :func:`write_all` is that pass.
+size; :class:`Reports` is all of them.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from conform.report.text import Requirements
+from typing import Any, Protocol, TextIO
 
 JUNIT = "junit.xml"
 HTML = "report.html"
 
 
-def write_all(
-    directory: Path,
-    header: Mapping[str, Any],
-    lines: Iterable[Mapping[str, Any]],
-    end: Callable[[], Mapping[str, Any] | None],
-    *,
-    requirements: Requirements | None = None,
-    run: Path | None = None,
-    out: TextIO | None = None,
-    environment: Mapping[str, str] = os.environ,
-) -> None:
-    """Write junit.xml and report.html of a run to *directory*, and tell GitHub where this runs under its Actions.
+class Writer(Protocol):
+    """A report in the making."""
 
-    *lines* are read once; *end* gives the end line when they are. *run* is the run's own directory, where that is
-    another: captures are there. Raises OSError.
+    def trial(self, line: Mapping[str, Any]) -> None:
+        """Take the trial of *line*."""
+
+    def finish(self, end: Mapping[str, Any] | None = None) -> None:
+        """Write it. *end* is the run's ``end`` line, where it has one."""
+
+
+class Reports:
+    """junit.xml and report.html of a run, and what GitHub is told where this runs under its Actions.
+
+    They are made trial by trial, so that little is left to do at the end. One that cannot be made is told of in
+    ``failed`` and does not keep the others.
     """
-    from conform.report import github, html, junit
 
-    if requirements is None:
+    def __init__(
+        self,
+        directory: Path,
+        header: Mapping[str, Any],
+        run: Path | None = None,
+        *,
+        out: TextIO | None = None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        """Reports to *directory*, made if need be, of the run in *run* where that is another. Raises OSError."""
+        from conform.report import github, html, junit
         from conform.requirements import catalogue
 
-        requirements = catalogue()
-    with html.Writer(header, directory / HTML, requirements, run) as page:
-        xml = junit.Writer(header, directory / JUNIT, requirements)
-        writers: list[html.Writer | junit.Writer | github.Writer] = [page, xml]
+        directory.mkdir(parents=True, exist_ok=True)
+        known = catalogue()
+        self.failed: list[str] = []
+        self._writers: dict[str, Writer] = {
+            str(directory / JUNIT): junit.Writer(header, directory / JUNIT, known),
+            str(directory / HTML): html.Writer(header, directory / HTML, known, run),
+        }
         if github.active(environment):
-            writers.append(github.Writer(header, out or sys.stdout, requirements, environment))
-        for line in lines:
-            for writer in writers:
-                writer.trial(line)
-        for writer in writers:
-            writer.finish(end())
+            self._writers["GitHub's annotations"] = github.Writer(header, out or sys.stdout, known, environment)
+
+    def trial(self, line: Mapping[str, Any]) -> None:
+        """Take the trial of *line*."""
+        self._each(lambda writer: writer.trial(line))
+
+    def finish(self, end: Mapping[str, Any] | None) -> None:
+        """Write the files. *end* is the run's ``end`` line, where it has one."""
+        self._each(lambda writer: writer.finish(end))
+
+    def _each(self, work: Callable[[Writer], None]) -> None:
+        for name, writer in list(self._writers.items()):
+            try:
+                work(writer)
+            except OSError as error:
+                self.failed.append(f"{name}: {error.strerror}")
+                del self._writers[name]
+            except Exception:
+                self.failed.append(f"{name}: {traceback.format_exc()}")
+                del self._writers[name]
 
 
-__all__ = ["HTML", "JUNIT", "write_all"]
+__all__ = ["HTML", "JUNIT", "Reports", "Writer"]

@@ -30,24 +30,15 @@ _NOTHING_TO_TELL = b'"findings":[],"unverified":[]'
 
 
 class Console:
-    """Tells of one run. It is a reporter (``conform.run.events``): to be called with each event.
-
-    *quiet* leaves only what is not as expected, and the summary; *verbose* has a line for each trial.
-    """
+    """Tells of one run. It is a reporter (``conform.run.events``): to be called with each event."""
 
     def __init__(
         self,
         console: rich.console.Console | None = None,
         requirements: Requirements | None = None,
-        quiet: bool = False,
-        verbose: bool = False,
-        paths: Sequence[str] = (),
     ) -> None:
         self.console = console or rich.console.Console(highlight=False)
         self._requirements = requirements
-        self._quiet = quiet
-        self._verbose = verbose
-        self._paths = paths
         self._header: Mapping[str, Any] = {}
         self._directory = ""
         self._total = 0
@@ -64,7 +55,7 @@ class Console:
                 self.run_started(event.header, event.directory, event.total)
             case events.TrialFinished(result="pass") if _NOTHING_TO_TELL in event.raw:
                 self._tally.count(event.id, event.result, event.expected, event.duration)
-                self._finished(event.id, event.result, event.duration)
+                self._finished()
             case events.TrialFinished():
                 self.trial_finished(event.line)
             case events.Progress():
@@ -72,7 +63,7 @@ class Console:
             case events.Notice():
                 self.message(event.text)
             case events.RunEnded():
-                paths = [path for path in (event.directory, *self._paths) if path]
+                paths = [event.directory] if event.directory else []
                 self.run_ended(event.end.get("exit"), paths, event.duration, len(event.unfinished))
 
     def run_started(self, header: Mapping[str, Any], directory: str = "", total: int | None = None) -> None:
@@ -81,10 +72,9 @@ class Console:
         self._directory = directory
         self._total = len(header.get("planned") or ()) if total is None else total
         self._begun = self._last = time.monotonic()
-        if not self._quiet:
-            self._print(f"{self._total} trials, {(header.get('stack') or {}).get('name', '')}")
-            if self.console.is_terminal and not self._verbose:
-                self._start_bar()
+        self._print(f"{self._total} trials, {(header.get('stack') or {}).get('name', '')}")
+        if self.console.is_terminal:
+            self._start_bar()
 
     def _start_bar(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -112,16 +102,14 @@ class Console:
                 self._print("")
             else:
                 self._print(f"{text.RESULTS.get(line['result'], line['result'])} {text.clean(line['id'])}")
-        self._finished(line["id"], line["result"], line.get("duration") or 0.0)
+        self._finished()
 
     @staticmethod
     def _style(line: Line) -> str:
         return "yellow" if line["result"] in ("flaky", "inconclusive") else "red"
 
-    def _finished(self, name: str, result: str, duration: float) -> None:
-        if self._verbose:
-            self._print(f"{text.RESULTS.get(result, result):<16} {text.clean(name)}  {text.duration_words(duration)}")
-        elif self._bar is None and not self._quiet and not self.console.is_terminal:
+    def _finished(self) -> None:
+        if self._bar is None and not self.console.is_terminal:
             done, now = self._tally.total, time.monotonic()
             due = done * 100 // max(self._total, 1) // _PERCENT != (done - 1) * 100 // max(self._total, 1) // _PERCENT
             if (due or done == self._total) and (now - self._last >= _SECONDS or done == self._total):
@@ -148,9 +136,7 @@ class Console:
             )
             bad = f"{self._tally.unexpected} unexpected  " if self._tally.unexpected else ""
             self._bar.update(self._task, completed=self._tally.total, words=bad + wait, refresh=True)
-        elif (
-            not self._quiet and not self._verbose and not self.console.is_terminal and now - self._last >= 15 * _SECONDS
-        ):
+        elif not self.console.is_terminal and now - self._last >= 15 * _SECONDS:
             self._line(now)
 
     def message(self, words: str) -> None:
@@ -178,9 +164,7 @@ class Console:
 
     def _print(self, words: str, style: str = "") -> None:
         """Print *words* as they are. Only the first line has the style, so that what follows stays readable."""
-        encoding = (self.console.encoding or "ascii").lower().replace("-", "")
-        if encoding not in ("utf8", "utf8sig", "utf16", "utf32"):
-            words = text.to_ascii(words)
+        words = text.encodable(words, self.console.encoding)
         head, newline, rest = words.partition("\n")
         shown = Text(head, style=style)
         if newline:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 from conform.report import text
+from conform.report.output import UnheardError
 from conform.report.text import Line, Requirements, Tally
 
 #: GitHub shows no more than ten annotations of a kind for one step.
@@ -88,7 +90,7 @@ class Writer:
         if line.get("expected", True):
             return
         if self._tally.unexpected <= _MOST_ANNOTATIONS:
-            print(annotation(line, self._header, self._requirements, self._root), file=self._out)
+            self._print(annotation(line, self._header, self._requirements, self._root))
         if len(self._rows) < _MOST_ROWS:
             verdict = text.judged(line)["verdict"]
             level = (verdict.get("level") or "").upper()
@@ -99,14 +101,15 @@ class Writer:
         """Print what remains, and append the summary to ``GITHUB_STEP_SUMMARY``."""
         more = self._tally.unexpected - _MOST_ANNOTATIONS
         if more > 0:
-            print(
-                f"::notice title=conform::{more} more unexpected results: see the summary and report.html",
-                file=self._out,
-            )
+            self._print(f"::notice title=conform::{more} more unexpected results: see the summary and report.html")
         path = self._environment.get("GITHUB_STEP_SUMMARY")
         if path:
             with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(self.summary(end.get("exit") if end else None))
+
+    def _print(self, words: str) -> None:
+        with contextlib.suppress(UnheardError):  # the summary may still be read
+            print(text.encodable(words, getattr(self._out, "encoding", None) or "utf-8"), file=self._out)
 
     def summary(self, exit_code: int | None) -> str:
         """The run as Markdown."""
@@ -123,18 +126,3 @@ class Writer:
             out += ["", "| not applicable | trials |", "| --- | ---: |"]
             out += [f"| {_cell(why)} | {number} |" for why, number in tally.reasons.most_common()]
         return "\n".join(out) + "\n\n"
-
-
-def write(
-    header: Mapping[str, Any],
-    trials: Iterable[Line],
-    out: TextIO,
-    requirements: Requirements | None = None,
-    environment: Mapping[str, str] = os.environ,
-    end: Mapping[str, Any] | None = None,
-) -> None:
-    """Annotate and sum up a whole run."""
-    writer = Writer(header, out, requirements, environment)
-    for line in trials:
-        writer.trial(line)
-    writer.finish(end)

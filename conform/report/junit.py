@@ -15,6 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from conform.report import text
+from conform.report.files import replacing
 from conform.report.text import Line, Requirements
 
 #: What XML 1.0 cannot hold, not even escaped.
@@ -120,7 +121,7 @@ class Writer:
     def finish(self, end: Mapping[str, Any] | None = None) -> None:
         """Write the file. *end* is the run's ``end`` line, if it has one."""
         suites = self._suites.values()
-        with self._path.open("wb") as file:
+        with replacing(self._path) as file:
             file.write(_DECLARATION)
             total = {
                 "name": "conform",
@@ -163,13 +164,3 @@ def _opening(tag: str, attributes: dict[str, str]) -> bytes:
     return ElementTree.tostring(ElementTree.Element(tag, attributes), short_empty_elements=False).replace(
         f"</{tag}>".encode(), b"\n"
     )
-
-
-def write(
-    header: Mapping[str, Any], trials: Iterable[Line], path: Path, requirements: Requirements | None = None
-) -> None:
-    """Write the trials of a run to *path* as JUnit XML."""
-    writer = Writer(header, path, requirements)
-    for line in trials:
-        writer.trial(line)
-    writer.finish()

@@ -39,8 +39,10 @@ EXITS = {
     1: "there are unexpected results",
     2: "a case or the usage is bad",
     3: "conform itself failed",
-    5: "nothing was selected",
+    5: "nothing was selected, or nothing applies to the stack",
+    129: "stopped by SIGHUP",
     130: "stopped by Ctrl-C",
+    143: "stopped by SIGTERM",
 }
 _SLOWEST = 5
 _PACKETS = 6
@@ -81,6 +83,12 @@ def clean(text: object) -> str:
 def to_ascii(text: str) -> str:
     """*text* with the nearest thing in ASCII for each character."""
     return text.translate(_ASCII).encode("ascii", "backslashreplace").decode("ascii")
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """*text* as an output of that *encoding* takes it: as it is in one that has all characters, else in ASCII."""
+    plain = (encoding or "ascii").lower().replace("-", "").replace("_", "")
+    return text if plain in ("utf8", "utf8sig", "utf16", "utf32") else to_ascii(text)
 
 
 def duration_words(seconds: float) -> str:
@@ -449,6 +457,6 @@ def print_ladder(console: Console, rows: Sequence[Row], *, recipe: bool = True) 
 
 
 __all__ = [
-    "EXITS", "RESULTS", "Requirement", "Requirements", "Tally", "clean", "complete", "exit_words", "print_ladder",
-    "repeat", "summary", "terminal_ladder", "to_ascii", "trial",
+    "EXITS", "RESULTS", "Requirement", "Requirements", "Tally", "clean", "complete", "encodable", "exit_words",
+    "print_ladder", "repeat", "summary", "terminal_ladder", "to_ascii", "trial",
 ]  # fmt: skip

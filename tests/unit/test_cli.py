@@ -224,7 +224,10 @@ def test_an_output_that_nobody_reads(place: Path, arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (141, "")
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=place)
-    assert (done.returncode, done.stderr) == (3, "standard output: No space left on device\n")
+    assert (done.returncode, done.stderr) == (
+        3,
+        "standard output: No space left on device; nothing more is said there\n",
+    )
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" >&-', "sh", *command], stderr=subprocess.PIPE, text=True, check=False, cwd=place
     )

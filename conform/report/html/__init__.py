@@ -15,12 +15,11 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
@@ -28,6 +27,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from conform.report import text
+from conform.report.files import replacing
 from conform.report.ladder import Row, given_words, ladder
 from conform.report.text import Line, Requirements, Tally
 
@@ -96,8 +96,7 @@ def hashed(content: str) -> str:
 class Writer:
     """Takes a run's trials one by one, and writes *path* at the end.
 
-    *requirements* are the catalogue's entries by id; *directory* is the run's, where it is not *path*'s own. To be
-    used as a context manager: what is spooled is gone afterwards.
+    *requirements* are the catalogue's entries by id; *directory* is the run's, where it is not *path*'s own.
     """
 
     def __init__(
@@ -112,20 +111,12 @@ class Writer:
         self._requirements: Requirements = requirements if requirements is not None else {}
         self._to_run = "" if directory is None else os.path.relpath(directory, path.parent)
         self._tally = Tally()
-        self._spool: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        self._spool: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed when all is written
         self._pieces: list[_Piece] = []
         self._entries: dict[str, Mapping[str, Any]] = {}
         self._known: dict[tuple[str, str], Markup] = {}
         self._findings: list[tuple[str, str]] = []
         self._render = _macros()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._spool.close()
 
     # A trial -----------------------------------------------------------------------------------------------------
     def trial(self, line: Line) -> None:
@@ -222,7 +213,7 @@ class Writer:
         """Write the page. *end* is the run's ``end`` line; without one the run was cut short."""
         page = self._page(end)
         self._pieces.sort()
-        with self._path.open("wb") as out:
+        with self._spool, replacing(self._path) as out:
 
             def put(markup: Any) -> None:
                 out.write(_encoded(markup))
@@ -262,7 +253,7 @@ class Writer:
         style, script = (_HERE / "style.css").read_text("utf-8"), (_HERE / "filter.js").read_text("utf-8")
         code = end.get("exit") if end else None
         stack = header.get("stack") or {}
-        warnings = []
+        warnings = [text.clean(words) for words in header.get("stale") or ()]
         missing = len(header.get("planned") or ()) - tally.total
         if end is None:
             warnings.append("The run did not come to its end: what had finished is here.")
@@ -343,22 +334,3 @@ def _facts(header: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str
             if value not in (None, "", [], {})
         ]
         yield title, shown
-
-
-def write(
-    run: Iterable[Mapping[str, Any]],
-    path: Path,
-    requirements: Requirements | None = None,
-    directory: Path | None = None,
-) -> None:
-    """Write the run whose lines are *run* (header, trials, end) to *path*."""
-    lines = iter(run)
-    header = next(lines)
-    end = None
-    with Writer(header, path, requirements, directory) as writer:
-        for line in lines:
-            if line.get("kind") == "end":
-                end = line
-            else:
-                writer.trial(line)
-        writer.finish(end)
