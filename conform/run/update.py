@@ -346,7 +346,7 @@ def _entries(
         groups.setdefault((case_of(trial), failure.step, head), []).append(trial)
     out = []
     for (_, _, head), trials in groups.items():
-        verdicts = [verdict for trial in trials for verdict, _ in seen[trial].verdicts]
+        verdicts = [verdict for trial in trials for verdict in seen[trial].attempts]
         messages = {proof.message(verdict.failure.summary) for verdict in verdicts if verdict.failure}
         named = list(dict.fromkeys(requirement for verdict in verdicts for requirement in verdict.requirements))
         common = [each for each in named if all(each in verdict.requirements for verdict in verdicts)]

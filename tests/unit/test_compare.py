@@ -391,7 +391,10 @@ def test_markdown_is_the_same_whatever_a_run_took_and_in_which_order_trials_ende
         known("a/b.v6", LATER),
         known("a/b.v4", LATER),
     ]
-    two = [line("a/b.v4", passed()), line("a/c.v4", passed())]
+    two = [line("a/b.v4", passed()), line("a/c.v4", passed()), line("a/e.W.v4", passed())]
+    for name in ("e.X.v4", "e.Y.v4", "e.Z.v6"):  # which do not fold
+        one.append(known(f"a/{name}", NOTHING, "It is so."))
+        again.insert(0, known(f"a/{name}", NOTHING, "It is so."))
     first = report.markdown(_compared(tmp_path / "1", one, two, stacks="x y"))
     second = report.markdown(_compared(tmp_path / "2", again, two[::-1], stacks="x y"))
     assert first == second

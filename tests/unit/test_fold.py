@@ -52,6 +52,11 @@ def test_capitals_do_not_count() -> None:
     assert fold(["a/B.x.v4"], ["a/b.X.v4", "a/b.Y.v4"]) == ["a/B.x.v4"]
 
 
+def test_brackets_are_themselves() -> None:
+    assert matcher("A/b[c].*")("a/b[c].v4")
+    assert not matcher("a/b[c].*")("a/bc.v4")
+
+
 def test_rows_of_many_parts() -> None:
     row = ".".join("abcdefghij")
     assert fold([f"x/y.{row}.v4", f"x/y.{row}.v6"], [f"x/y.{row}.v4", "x/y.a.v4"]) == [f"x/y.{row}.*"]

@@ -204,6 +204,17 @@ def test_another_entry_that_is_right_about_it_is_taken() -> None:
     assert changed(text, done.text) == ["-       - b/one.X.*", "+       - b/one.X.v6"]
 
 
+def test_what_an_entry_before_is_right_about_keeps_no_other() -> None:
+    text = "- {trials: a/b.*, message: nothing, reason: r, rfc: x, packets: p}\n"
+    both = text + text.replace("a/b.*", "[a/b.*, a/c.*]")
+    assert updated(both, line("a/b.v4", NOTHING), line("a/c.v4", passed())).text == text
+
+
+def test_an_entry_ends_with_its_last_value() -> None:
+    text = "# Head.\n- trials: a/b.*\n  reason: r\n  rfc: x\n  message: m\n  packets: |\n    T: R\n\n\n# Tail.\n"
+    assert updated(text, line("a/b.v4", passed())).text == "# Head.\n\n\n# Tail.\n"
+
+
 @pytest.mark.parametrize(
     ("verdict", "why"),
     [
@@ -232,17 +243,19 @@ def test_what_is_not_always_so_is_never_expected(lines: list[dict[str, Any]]) ->
     assert [trial for trial, _ in done.left] == ["a/two.Y.v4"]
 
 
-def test_a_loop_that_was_late_once_is_no_failure() -> None:
-    late = line(
-        "a/two.Y.v4", passed(), earlier=[{"attempt": 1, "verdict": other("inconclusive", "x") | {"late": True}}]
-    )
-    seen = survey(late)
-    seen["a/two.Y.v4"].verdicts = [
-        (v, tuple(e for e in early if not e.late)) for v, early in seen["a/two.Y.v4"].verdicts
-    ]
-    done = update.update(LIST, NAMED, {**survey(*run()), **seen})
+def test_a_loop_that_was_late_once_is_no_failure(tmp_path: Path) -> None:
+    late = other("inconclusive", "x") | {"late": True}
+    path = write(tmp_path / "r", [line("a/b.v4", passed(), earlier=[{"attempt": 1, "verdict": late}])])
+    done = update.update(LIST, NAMED, update.survey(Reader(path)))
     assert isinstance(done, Update)
     assert not done.left
+
+
+def test_an_entry_explains_the_attempts_before_as_well() -> None:
+    first = failed("nothing came within 1.00 s", requirements=["b", "c"])
+    last = failed("nothing came within 1.00 s", requirements=["a", "b"])
+    done = updated("", line("a/b.v4", last, earlier=[{"attempt": 1, "verdict": first}]))
+    assert [entry.requirement for entry, _ in done.added] == ["b"]
 
 
 def test_what_was_not_run_is_neither_claimed_nor_given_up() -> None:
@@ -420,6 +433,8 @@ def test_where_the_rfc_says_so(requirements: list[str], told: str) -> None:
          "T: S / S: RA seq=0 ack=elsewhere; want silence"),
         ([{"send": {"flags": "S"}}], failed("x", "A seq=9 ack=9 (ISS+4294967290, acks IRS+1)", "silence"),
          "T: S / S: A seq=ISS-6 ack=IRS+1; want silence"),
+        ([{"send": {"flags": "FA"}}, {"call": "recv"}], failed("recv on c1 failed with EIO", "EIO", "success"),
+         "T: FA / S: recv on c1 failed with EIO"),
         ([{"repeat": {"steps": [{"send": {"flags": "U"}}]}}], NOTHING, None),
     ],
 )  # fmt: skip
