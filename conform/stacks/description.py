@@ -5,12 +5,22 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 from conform.case import source as located
 from conform.case.expr import TIMERS, ExpressionError, parse
@@ -21,7 +31,21 @@ from conform.engine.trial import StackProfile
 _TIMER_NAMES = tuple(name.removeprefix("timer.") for name in TIMERS)
 
 
-def _one_of(what: str, words: Iterable[str]) -> AfterValidator:
+@dataclass(frozen=True, slots=True)
+class _OneOf:
+    """A word that is one of a vocabulary: checked with a hint, and enumerated in the JSON Schema."""
+
+    what: str
+    words: Iterable[str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return core_schema.no_info_after_validator_function(_check(self.what, self.words), handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "string", "enum": sorted(self.words)}
+
+
+def _check(what: str, words: Iterable[str]) -> Callable[[str], str]:
     known = frozenset(words)
 
     def check(word: str) -> str:
@@ -30,13 +54,13 @@ def _one_of(what: str, words: Iterable[str]) -> AfterValidator:
             raise ValueError(f"{word!r} is no {what}" + (f"; did you mean {near[0]!r}?" if near else ""))
         return word
 
-    return AfterValidator(check)
+    return check
 
 
-CapabilityName = Annotated[str, _one_of("capability", CAPABILITIES)]
-SettingName = Annotated[str, _one_of("setting", SETTINGS)]
-TimerName = Annotated[str, _one_of("timer", _TIMER_NAMES)]
-ServiceName = Annotated[str, _one_of("service", SERVICES)]
+CapabilityName = Annotated[str, _OneOf("capability", CAPABILITIES)]
+SettingName = Annotated[str, _OneOf("setting", SETTINGS)]
+TimerName = Annotated[str, _OneOf("timer", _TIMER_NAMES)]
+ServiceName = Annotated[str, _OneOf("service", SERVICES)]
 _NAME = re.compile(r"^[a-z][a-z0-9-]*$")
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 #: A setting's value as a case says it.
@@ -60,7 +84,7 @@ class SettingError(ValueError):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
 
 
 class Addresses(_Model):
@@ -193,25 +217,45 @@ class StackDescription(_Model):
     _path: Path | None = PrivateAttr(default=None)
 
     format: Literal[1]
+    """The format of this file: 1."""
     name: Annotated[str, Field(pattern=_NAME.pattern, max_length=40)]
+    """The name that runs and lists of deviations know the stack by."""
     title: Annotated[str, Field(min_length=1, max_length=200)]
+    """What a reader is told that it is, with its version."""
     capabilities: frozenset[CapabilityName]
+    """What it can do, in words of the case format; a case that requires another is not applicable."""
     timers: dict[TimerName, Seconds]
+    """Bounds of its times in seconds; all of them."""
     tolerance: Seconds
+    """By how many seconds any time that the stack keeps may be off."""
     settle: Literal["fence"] | Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """fence: an echo is answered behind all immediate answers; else in how many seconds they have come."""
     addresses: Annotated[dict[Literal["ipv4", "ipv6"], Addresses], Field(min_length=1)]
+    """Both ends' addresses."""
     port: Port = 80
+    """Where the first listener listens; without an agent, a port on which nothing does."""
     link: Literal["kernel", "tap", "tun", "veth", "made"] | ExistingInterface = "kernel"
+    """What carries packets between conform and the stack."""
     start: Start | None = None
+    """How it is started; absent for what runs already."""
     agent: Literal["none", "stack", "kernel"] | AgentCommand = "kernel"
+    """Who makes socket calls in it."""
     ready: list[Literal["hello", "echo"] | ReadyLine] = []
+    """What shows that it is ready, all of it."""
     reset: Literal["process", "agent", "none"] = "process"
+    """What stands between two trials: a fresh process, or the agent's hello."""
     parallel: Annotated[int, Field(ge=1, le=4096)] = 64
+    """How many may run at once, in the whole run."""
     services: dict[ServiceName, Port] = {}
+    """Without an agent: what listens on which port."""
     build: Build | None = None
+    """How what it needs is built, once."""
     install: Annotated[str, Field(max_length=500)] = ""
+    """The command that installs it, for people."""
     settings: dict[SettingName, Mechanism] = {}
+    """How each setting of the case format is made."""
     defaults: dict[SettingName, Value] = {}
+    """Settings of every trial that says no other."""
 
     @model_validator(mode="after")
     def _whole(self) -> StackDescription:
@@ -383,6 +427,11 @@ class StackDescription(_Model):
             return expression.evaluate(lambda timer: self.timers[timer.removeprefix("timer.")])
         except (ExpressionError, KeyError) as error:
             raise SettingError(f"{name} cannot be {value}: {error}") from None
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of a description, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **StackDescription.model_json_schema()}
 
 
 def shipped() -> list[str]:

@@ -1,16 +1,29 @@
 """Stack descriptions: what Linux's says, and what is refused."""
 
+import re
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
+import conform.stacks
+from conform.case import source as located
 from conform.case.expr import TIMERS
 from conform.case.model import Case
 from conform.case.vocabulary import CAPABILITIES, SETTINGS
 from conform.engine.runtime import CALL_PATIENCE
 from conform.engine.trial import StackProfile
-from conform.stacks.description import PATIENCE, DescriptionError, Mechanism, SettingError, StackDescription, load
+from conform.stacks.description import (
+    PATIENCE,
+    DescriptionError,
+    Mechanism,
+    SettingError,
+    StackDescription,
+    load,
+    schema,
+    shipped,
+)
 
 LINUX = Path(__file__).parents[2] / "conform/stacks/linux.yaml"
 CASE = {"title": "A case about settings", "covers": ["x"], "steps": [{"probe": "alive"}]}
@@ -164,7 +177,7 @@ def test_unreadable_descriptions_are_refused(tmp_path):
     with pytest.raises(DescriptionError, match=r"b\.yaml"):
         load(tmp_path / "b.yaml")
     (tmp_path / "c.yaml").write_text("- 1")
-    with pytest.raises(DescriptionError, match="the description"):
+    with pytest.raises(DescriptionError, match="a stack.s description is a mapping"):
         load(tmp_path / "c.yaml")
 
 
@@ -180,3 +193,53 @@ def test_a_description_cannot_change(linux):
         linux.name = "other"
     assert isinstance(linux, StackDescription)
     assert isinstance(linux.settings["sack"], Mechanism)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_what_ships_satisfies_the_schema(name):
+    path = Path(conform.stacks.__file__).with_name(f"{name}.yaml")
+    read = located.read(path)
+    root, problems = located.parse(read)
+    assert not problems
+    jsonschema.Draft202012Validator.check_schema(schema())
+    jsonschema.validate(located.plain(root), schema())
+    assert load(name).name == name
+
+
+def test_the_schema_refuses_what_load_refuses():
+    with pytest.raises(jsonschema.ValidationError, match="linuks"):
+        jsonschema.validate({"capabilities": ["linuks"]}, {**schema(), "required": []})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"link": "tap"}, "wants a stack that is started"),
+        ({"start": {"command": ["x"]}}, "a link of its own"),
+        (
+            {"link": "tap", "start": {"command": ["{interfaec}"]}, "settings": {}, "defaults": {}},
+            "did you mean {interface}",
+        ),
+        ({"link": "tap", "start": {"command": []}}, "start.command"),
+        ({"link": "tap", "start": {"command": ["x"], "comand": 1}}, "did you mean 'command'"),
+        ({"link": "tap", "start": {"command": ["x"]}, "agent": "none"}, "capabilities cannot have calls"),
+        ({"link": {"interface": "eth1"}, "agent": "stack"}, "nothing is started"),
+        ({"link": "tap", "start": {"command": ["x"]}, "agent": "stack"}, "other stacks' settings are the agent's"),
+        ({"ready": [{"line": "("}]}, "no regular expression"),
+        ({"services": {"ecko": 7}}, "did you mean 'echo'"),
+    ],
+)
+def test_a_start_that_makes_no_sense_is_refused(tmp_path, changes, words):
+    with pytest.raises(DescriptionError, match=re.escape(words)):
+        load(changed(tmp_path, **changes))
+
+
+def test_a_fault_is_told_with_its_place(tmp_path):
+    text = LINUX.read_text().replace("tolerance: 0.05", "tolerence: 0.05")
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(DescriptionError) as caught:
+        load(tmp_path / "a.yaml")
+    line = next(n for n, each in enumerate(text.splitlines(), 1) if each.startswith("tolerence"))
+    assert f"a.yaml:{line}:1: unknown key 'tolerence'" in str(caught.value)
+    assert "did you mean 'tolerance'?" in str(caught.value)
+    assert "    | ^^^^^^^^^" in str(caught.value).replace("      |", "    |")
