@@ -114,7 +114,7 @@ HOSTILE += [
     + "matrix: {axes: {a: ["
     + ", ".join(map(str, range(4000)))
     + "], "
-    + ", ".join(f"b{i}: [1]" for i in range(9000))
+    + ", ".join(f"b{i}: [1]" for i in range(2000))
     + '}}\nsteps:\n  - send: {flags: A, window: "${a}"}\n',
     HEAD
     + "matrix: {rows: [{id: x, "
@@ -129,14 +129,14 @@ HOSTILE += [
     + "x" * 60000
     + '"}]}\nsteps:\n'
     + '  - {silence: now, why: "-${a}"}\n' * 5000,
-    HEAD + "steps:\n" + "  - call: {do: send, payload: 1048576}\n" * 5000,
+    HEAD + "steps:\n" + "  - call: {do: send, payload: 1048576}\n" * 1000,
     HEAD
     + "steps:\n"
     + "".join(
         "  " * (3 * i + 1) + "- repeat:\n" + "  " * (3 * i + 3) + "times: 1000\n" + "  " * (3 * i + 3) + "steps:\n"
         for i in range(6)
     )
-    + ("  " * 19 + "- silence: now\n") * 2000,
+    + ("  " * 19 + "- silence: now\n") * 300,
 ]
 
 
