@@ -56,7 +56,7 @@ SPOKEN = {
     "polls at once": ("poll waits for events", "The calls"),
     "dup is a word": ("dup makes another", "The calls"),
     "numbers for truth": ("socket options", "Socket options"),
-    "spells states its way": ("states are read out", "Requests"),
+    "spells states its way": ("states are read out", "States and settings"),
     "blocked twice": ("set-nonblocking", "Overlapping"),
     "blocked unasked": ("poll waits for events", "Replies"),
     "blocked when ready": ("a call that does not sleep", "Overlapping"),

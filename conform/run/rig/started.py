@@ -67,7 +67,9 @@ class Output:
 
     def __str__(self) -> str:
         lines = [line.rstrip() for line in self._kept.decode("utf-8", "replace").splitlines() if line.strip()]
-        return "\n".join(lines[-_SHOWN:])
+        # Go says first what is wrong and then, at length, where everybody was.
+        panic = next((number for number, line in enumerate(lines) if line.startswith(("panic:", "fatal error:"))), None)
+        return "\n".join(lines[-_SHOWN:] if panic is None else lines[panic : panic + _SHOWN])
 
 
 class Program:
