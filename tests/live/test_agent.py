@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_link import isolated
+from machine import isolated
 
 from conform.case.model import Case
 from conform.case.vocabulary import SOCKET_OPTIONS

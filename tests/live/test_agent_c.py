@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from test_link import isolated
+from machine import isolated
 
 import conform
 from conform.link import netlink

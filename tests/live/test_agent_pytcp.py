@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_link import isolated
+from machine import isolated
 
 from conform.link import codec, device
 from conform.link.neighbour import Neighbours

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import test_agent
-from test_link import isolated
+from machine import isolated
 
 from conform.link import netlink
 from conform.link.netns import Namespace, read_sysctl

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_link import isolated
+from machine import isolated
 
 from conform.link import codec, device, netns
 from conform.link.neighbour import Neighbours

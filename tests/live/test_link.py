@@ -5,16 +5,15 @@ Each test runs in a child process, whose namespaces go with it.
 
 import ctypes
 import errno
-import functools
 import itertools
 import os
 import socket
 import struct
 import threading
 import time
-import traceback
 
 import pytest
+from machine import isolated
 
 from conform.link import codec, netlink, netns, privileges
 from conform.link.medium import STACK_INDEX, STACK_INTERFACE
@@ -32,42 +31,6 @@ UNSHARE = {"x86_64": 272, "aarch64": 97}
 
 media = pytest.mark.parametrize("medium", [TunMedium, VethMedium])
 versions = pytest.mark.parametrize("version", [4, 6])
-
-
-def isolated(test):
-    """Run *test* in a child process that has a home namespace of its own."""
-
-    @functools.wraps(test)
-    def run(*args, **kwargs):
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                if privileges.is_privileged():
-                    netns.unshare_home()
-                else:
-                    netns.enter_user_namespace()
-                if kwargs.get("medium") is TunMedium and not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-                    pytest.skip("/dev/net/tun may not be opened")
-                test(*args, **kwargs)
-                code = 0
-            except (netns.PrivilegeError, pytest.skip.Exception) as reason:
-                os.write(writing, str(reason).encode())
-                code = 2
-            except BaseException:
-                os.write(writing, traceback.format_exc().encode()[-60000:])
-            finally:
-                os._exit(code)
-        os.close(writing)
-        with open(reading) as pipe:
-            told = pipe.read()
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if code == 2:
-            pytest.skip(told)
-        assert code == 0, told
-
-    return run
 
 
 class Link:

@@ -12,16 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import machine
 import pytest
 
 from conform.run import preflight
 from conform.run.runfile import Reader
-
-MACHINE = preflight.examine()
-pytestmark = pytest.mark.skipif(
-    not MACHINE.usable, reason="; ".join(f.text for f in MACHINE.findings if f.needed and not f.ok) or "usable"
-)
-LINKS = [finding.name for finding in MACHINE.findings if finding.name in ("tun", "veth") and finding.ok]
 
 PASSES = """\
 title: A passive close, from the handshake to CLOSED
@@ -86,6 +81,7 @@ def _start(place: Path, *arguments: str, **options: Any) -> subprocess.Popen[str
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
+    machine.needs_trials()
     (tmp_path / "cases/bench").mkdir(parents=True)
     return tmp_path
 
@@ -111,9 +107,10 @@ def _run_file(place: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]], d
     return reader.header, lines, reader.end
 
 
-@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("link", ["tun", "veth"])
 @pytest.mark.parametrize("agent", ["inline", "process"])
 def test_everything_as_expected(conform: Conform, place: Path, link: str, agent: str) -> None:
+    machine.needs_link(link)
     arguments = ("run", "cases", "--link", link, "--agent", agent, "--pcap", "all", "--seed", "7")
     done = conform(*arguments, passes=PASSES)
     assert done.returncode == 0, done.stdout + done.stderr

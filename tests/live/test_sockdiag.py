@@ -4,7 +4,7 @@ import statistics
 import time
 
 import pytest
-from test_link import isolated
+from machine import isolated
 
 from conform.link import codec
 from conform.link.netns import Namespace
