@@ -51,6 +51,7 @@ def _conform(*arguments: str) -> tuple[int, str, str]:
             "the stack sent A seq=9 ack=8, which nothing expects",
         ),
         ("a segment came, port 40001", "a segment came, port 1"),
+        ("ack IRS+1767953408, want 3", "ack IRS-1234567, want 3"),
     ],
 )
 def test_what_is_another_in_each_run_makes_no_other_reason(one: str, other_: str) -> None:
