@@ -123,10 +123,20 @@ class Broke:
 
 
 @dataclass(frozen=True, slots=True)
+class Lost:
+    """conform had no room for so many of the link's *packets*: which of the stack's they were cannot be told.
+
+    Told before any other event that comes after the loss.
+    """
+
+    packets: int
+
+
+@dataclass(frozen=True, slots=True)
 class Died:
     """The stack is gone: the trial fails, whatever step is under way. ``reason`` says how, and what it printed last."""
 
     reason: str
 
 
-Event = Injected | Arrived | Returned | Blocked | Settled | StateRead | Ticked | Broke | Died
+Event = Injected | Arrived | Returned | Blocked | Settled | StateRead | Ticked | Broke | Lost | Died

@@ -137,6 +137,7 @@ class Runtime:
         self.injected: dict[int, ev.Injected] = {}
         #: Why conform itself cannot go on.
         self.broke: str | None = None
+        self.lost = 0
         self.died: str | None = None
         self.died_at: int | None = None
         self._next_id = 1
@@ -297,7 +298,8 @@ class Runtime:
     def check_faults(self) -> None:
         """Raise Broken when conform itself failed, StepFailed when the stack died or a segment broke a rule of all.
 
-        Neither is the precondition's fault: they fail in the recipe as behind it.
+        Neither is the precondition's fault: they fail in the recipe as behind it. Undecided where conform lost packets:
+        neither what came nor what did not shows anything then.
         """
         if self.broke is not None:
             raise Broken(self.broke)
@@ -305,6 +307,10 @@ class Runtime:
             self.in_recipe = False
             summary, *output = self.died.splitlines()
             raise self.fail(summary, "a stack that lives", "none", tuple(output), self.died_at)
+        if self.lost:
+            raise Undecided(
+                f"conform had no room for {self.lost} of the link's packets: what the stack sent is not known"
+            )
         if self._rule is not None:
             requirement, words, entry = self._rule
             self.in_recipe = False

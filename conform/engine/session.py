@@ -85,6 +85,8 @@ class Session:
                 run.states[event.id] = event
             case ev.Broke():
                 run.broke = event.reason
+            case ev.Lost():
+                run.lost += event.packets
             case ev.Died():
                 run.died, run.died_at = event.reason, entry
         self._resume()

@@ -53,6 +53,8 @@ class Transcript:
                 return self._add({"t": now, "e": "ticked"})
             case ev.Broke():
                 return self._add({"t": now, "e": "broke", "reason": event.reason})
+            case ev.Lost():
+                return self._add({"t": now, "e": "lost", "packets": event.packets})
             case ev.Died():
                 return self._add({"t": now, "e": "died", "reason": event.reason})
 
@@ -95,6 +97,8 @@ def event_of(entry: dict[str, Any]) -> ev.Event | None:
             return ev.Ticked()
         case "broke":
             return ev.Broke(entry["reason"])
+        case "lost":
+            return ev.Lost(entry["packets"])
         case "died":
             return ev.Died(entry["reason"])
     raise ValueError(f"no event is called {entry['e']!r}")

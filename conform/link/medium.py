@@ -66,6 +66,9 @@ class Medium(Protocol):
     ) -> Port:
         """Connect *netns*: one interface, its addresses, and a default route to the tester."""
 
+    def lost(self) -> int:
+        """How many packets out of stacks there was no room for, so far, whosever they were: the tester's own fault."""
+
     def close(self) -> None:
         """Let go of what all ports share."""
 

@@ -115,5 +115,9 @@ class TunMedium:
             raise
         return TunPort(self._loop, fd, deliver)
 
+    def lost(self) -> int:
+        """None: each port has a queue of its own, of 500 packets, which a stack under test does not fill."""
+        return 0
+
     def close(self) -> None:
         """Nothing is shared between ports."""

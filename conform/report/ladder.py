@@ -452,6 +452,9 @@ class _Builder:
             self._by_entry[index] = row
         elif event in ("broke", "died"):
             self._add(Row("note", str(entry["reason"]), time=entry["t"], mark="broken"), self._now_in)
+        elif event == "lost":
+            words = f"conform had no room for {entry['packets']} packets"
+            self._add(Row("note", words, time=entry["t"], mark="broken"), self._now_in)
 
     def _arrived(self, index: int, entry: Mapping[str, Any]) -> None:
         packet = entry["packet"]

@@ -11,6 +11,7 @@ from conform.case.expr import ExpressionError, parse
 from conform.case.model import Case
 from conform.case.vocabulary import CAPABILITIES
 from conform.engine.trial import StackProfile, Trial
+from conform.link.medium import IPV6_LEAST_MTU
 from conform.run.select import Selection
 
 #: What a call needs beyond "calls", by its name.
@@ -179,7 +180,7 @@ def build(
                         levels=own,
                         stack=profile,
                         seed=seed,
-                        not_applicable=reason or _version_lacks(version, stack),
+                        not_applicable=reason or _version_lacks(version, row.case, stack),
                     )
                 )
     return Plan(trials, repeat, len(everything), everything)
@@ -239,10 +240,13 @@ def _steps(steps: Iterable[Any]) -> Iterator[Any]:
             yield from _steps(repeat.steps)
 
 
-def _version_lacks(version: int, stack: Stack) -> str | None:
-    if version in stack.profile.addresses and f"ipv{version}" in stack.profile.capabilities:
-        return None
-    return stack.why(f"ipv{version}") or f"{stack.profile.name} has no IPv{version}"
+def _version_lacks(version: int, case: Case, stack: Stack) -> str | None:
+    if version not in stack.profile.addresses or f"ipv{version}" not in stack.profile.capabilities:
+        return stack.why(f"ipv{version}") or f"{stack.profile.name} has no IPv{version}"
+    mtu = case.settings.get("mtu")
+    if version == 6 and isinstance(mtu, int) and mtu < IPV6_LEAST_MTU:
+        return f"IPv6 needs an MTU of {IPV6_LEAST_MTU} octets (RFC 8200 section 5), and the case sets {mtu}"
+    return None
 
 
 def _waits(trial: Trial) -> float:

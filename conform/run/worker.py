@@ -32,6 +32,7 @@ from conform.run.loop import Loop, Timer
 from conform.run.plan import Plan
 from conform.run.rig import Adapter, Rig
 from conform.run.warden import Ward, WardenGoneError
+from conform.stacks.description import SettingError
 
 #: How many trials are kept busy at once, and how many are live in all when most of them only wait.
 BUSY, LIVE = 8, 256
@@ -89,7 +90,7 @@ class Host:
         self.busy = True  # whether something happened of late, as against only waiting
         self.begun = self.active = time.monotonic()
         self.records: list[tuple[float, bytes, str, int]] | None = None if worker.settings.pcap == "none" else []
-        self.crashed: str | None = None
+        self.ended: Verdict | None = None  # without, or whatever, the session says
         self._worker = worker
         self._loop = worker.loop
         self._inbox: deque[tuple[ev.Event, float]] = deque()
@@ -100,21 +101,28 @@ class Host:
         self._settling: Timer | None = None
         self._fence = worker.fence(self.trial)
         self._fences: dict[int, int] = {}
+        self._lost = 0
         self._arrivals = 0
         self._zero = self.begun
 
     # Its life ----------------------------------------------------------------------------------------------------
     def open(self) -> None:
-        """Have a rig made; the trial begins when it is ready."""
+        """Have a rig made; the trial begins when it is ready. What the machine has no way to do ends it here."""
         self._rig = self._worker.adapter.rig(self.trial, self)
         self.trial = self._rig.trial
-        self._rig.open()
+        try:
+            self._rig.open()
+        except SettingError as error:
+            self.ended = Verdict("not-applicable", reason=str(error))
+        except OSError as error:
+            self.ended = Verdict("error", reason=f"the trial could not be set up: {error.strerror or error}")
 
     def ready(self) -> None:
         """The stack is there: begin."""
         assert self._rig is not None
         self._session = Session(self.trial)
         self._rig.uses(connection.tester_port for connection in self._session.connections.values())
+        self._lost = self._rig.lost()
         self._zero = time.monotonic()
         self._session.start(0.0)
         self._pump()
@@ -122,12 +130,12 @@ class Host:
     @property
     def finished(self) -> bool:
         """Whether there is a verdict, or no hope of one."""
-        return self.crashed is not None or (self._session is not None and self._session.finished)
+        return self.ended is not None or (self._session is not None and self._session.finished)
 
     def outcome(self) -> tuple[Verdict, list[dict[str, Any]]]:
         """The verdict and the transcript that it follows from (none where conform itself failed)."""
-        if self.crashed is not None:
-            return Verdict("error", reason=self.crashed), []
+        if self.ended is not None:
+            return self.ended, []
         assert self._session is not None
         assert self._session.verdict is not None
         return self._session.verdict, self._session.transcript.entries
@@ -140,7 +148,7 @@ class Host:
         if self._rig is None:
             return
         steps: list[Callable[[], object]] = []
-        if self._session is not None and self.crashed is None:
+        if self._session is not None and self.ended is None:
             steps.append(self._reset)
         steps += self._rig.cleanups()
         for step in steps:
@@ -160,7 +168,7 @@ class Host:
 
     def crash(self) -> None:
         """An exception that concerns this trial alone: it ends in error."""
-        self.crashed = f"conform failed:\n{traceback.format_exc().rstrip()}"
+        self.ended = Verdict("error", reason=f"conform failed:\n{traceback.format_exc().rstrip()}")
 
     # What happens ------------------------------------------------------------------------------------------------
     def arrived(self, data: bytes, since: float) -> None:
@@ -196,7 +204,7 @@ class Host:
     def broke(self, reason: str) -> None:
         """End in error for that reason."""
         if self._session is None:
-            self.crashed = reason
+            self.ended = Verdict("error", reason=reason)
             self._worker.ended(self)
         else:
             self._event(ev.Broke(reason), time.monotonic())
@@ -212,6 +220,11 @@ class Host:
     def _event(self, event: ev.Event, now: float) -> None:
         if self.finished:
             return  # what still comes is of no trial
+        if self._rig is not None and self._session is not None:
+            lost = self._rig.lost()
+            if lost > self._lost:
+                self._inbox.append((ev.Lost(lost - self._lost), now))
+                self._lost = lost
         self._inbox.append((event, now))
         if not self._pumping:
             self._pump()
@@ -220,7 +233,7 @@ class Host:
     def _pump(self) -> None:
         """Hand the session what happened and do what it wants, until it waits."""
         session = self._session
-        if session is None or self.crashed is not None:
+        if session is None or self.ended is not None:
             return
         self._pumping = True
         try:
@@ -530,7 +543,7 @@ class Worker:
         self.channel.send(wire.FINISHED, job.index, wire.summary(result, expected, duration, raw))
 
     def _capture(self, host: Host, result: str, transcript: list[dict[str, Any]]) -> str | None:
-        if host.records is None or (self.settings.pcap == "failed" and result == "pass"):
+        if not host.records or (self.settings.pcap == "failed" and result == "pass"):
             return None
         from conform.link import pcapng
 

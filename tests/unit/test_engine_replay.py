@@ -45,6 +45,7 @@ def trials() -> dict[str, Driver]:
         "unverified": run(CLOSE, state=lambda n, state: None),
         "findings": run(CLOSE, state=lambda n, state: "FIN-WAIT-1"),
         "error": run([{"silence": "1s"}, *CLOSE], at=[(0.5, ev.Broke("the link is gone"))]),
+        "lost": run([{"silence": "1s"}, *CLOSE], at=[(0.5, ev.Lost(2))]),
         "fail for death": run([{"silence": "1s"}, *CLOSE], at=[(0.5, ev.Died("the stack died: killed by SIGSEGV\nIt printed"))]),
         "noise": run(CLOSE, stack=ModelStack(twist=also(1, (0.0, {})))),
         "v6": run(CLOSE, stack=ModelStack(6), ip=6),
@@ -60,7 +61,7 @@ TRIALS = trials()
 @pytest.mark.parametrize("name", TRIALS)
 def test_the_verdict_from_the_line_is_that_of_the_trial(name: str) -> None:
     driver = TRIALS[name]
-    outcome = {"late": "inconclusive"}.get(name, name.split()[0])
+    outcome = {"late": "inconclusive", "lost": "inconclusive"}.get(name, name.split()[0])
     assert driver.verdict.outcome == (outcome if outcome in ("fail", "inconclusive", "error") else "pass")
     assert judge(driver.line()) == driver.verdict
 

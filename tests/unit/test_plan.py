@@ -177,6 +177,14 @@ def test_a_version_that_is_not_there_is_not_applicable() -> None:
     assert _reason(_case("a"), Stack(frozenset({"ipv4"}))) == ["toy has no IPv4", None]
 
 
+def test_an_mtu_that_ipv6_cannot_have_is_not_applicable_to_it() -> None:
+    assert _reason(_case("a", settings={"mtu": 576}), Stack()) == [
+        None,
+        "IPv6 needs an MTU of 1280 octets (RFC 8200 section 5), and the case sets 576",
+    ]
+    assert _reason(_case("a", settings={"mtu": 1280}), Stack()) == [None, None]
+
+
 def test_what_waits_long_is_begun_first() -> None:
     cases = [
         _case("quick"),

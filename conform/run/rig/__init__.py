@@ -59,6 +59,9 @@ class Rig(Protocol):
     def read_state(self, id: int, stack_port: int, tester_port: int) -> None:
         """Read the state of a connection, of a listener with *tester_port* 0."""
 
+    def lost(self) -> int:
+        """How many packets of the link conform had no room for, so far; it may not be this trial's alone."""
+
     def cleanups(self) -> list[Any]:
         """What is to be called, in order, when the trial is over: each whatever became of those before."""
 

@@ -11,7 +11,7 @@ from conform.link.medium import Medium, Port
 from conform.run import kernel
 from conform.run.rig import Ears
 from conform.stacks import linux
-from conform.stacks.description import StackDescription
+from conform.stacks.description import SettingError, StackDescription
 from conform.stacks.sockdiag import SockDiag
 
 if TYPE_CHECKING:
@@ -52,7 +52,10 @@ class KernelRig:
         self._held = adapter.ward.hold(space.fd)
         with space.enter():
             for name, value in resolved.sysctls.items():
-                netns.write_sysctl(name, value)
+                try:
+                    netns.write_sysctl(name, value)
+                except FileNotFoundError:
+                    raise SettingError(f"this kernel has no sysctl {name}") from None
         # A trial has the addresses of its own IP version alone: the other's cost as much to set up.
         addresses = {trial.ip: trial.stack.addresses[trial.ip]}
         self._port = adapter.medium.attach(
@@ -84,6 +87,10 @@ class KernelRig:
         """Read a state by sock_diag, at once."""
         assert self._diag is not None
         self._ears.state_read(id, *self._diag.state(self.trial.ip, stack_port, tester_port))
+
+    def lost(self) -> int:
+        """The medium's: its socket is that of all trials."""
+        return self._adapter.medium.lost()
 
     def cleanups(self) -> list[Callable[[], object]]:
         """End the agent, destroy what sockets are left, let go of the namespace."""

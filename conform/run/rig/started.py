@@ -434,6 +434,10 @@ class Stand:
         self._ports.add(_ports(data)[0])
         self._port.send(data)
 
+    def lost(self) -> int:
+        """How many packets out of the stack conform had no room for, so far."""
+        return self._port.lost() if self._port is not None else 0
+
     def _arrived(self, data: bytes, since: float) -> None:
         rig = self._rig
         if rig is None:
@@ -628,6 +632,10 @@ class StartedRig:
     def _state(self, id: int, reply: dict[str, Any]) -> None:
         value = reply.get("value")
         self.ears.state_read(id, value if isinstance(value, str) else None, {})
+
+    def lost(self) -> int:
+        """The stand's port's."""
+        return self._stand.lost() if self._stand is not None else 0
 
     def cleanups(self) -> list[Callable[[], object]]:
         """Give the stand back, or end it."""
