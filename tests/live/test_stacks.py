@@ -1,0 +1,183 @@
+"""Every stack that ships besides this machine's kernel, over the whole suite; and stacks that die or never start."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import machine
+import pytest
+import yaml
+
+from conform.engine.replay import judge
+from conform.engine.verdict import Verdict
+from conform.stacks import shelf
+from conform.stacks.description import load
+
+ROOT = Path(__file__).parents[2]
+#: The stacks that CI must have; others are tested where they are installed.
+ALWAYS = {"lwip", "gvisor", "pytcp"}
+STACKS = ["lwip", "pytcp", "gvisor", "slirp", "lwipv6"]
+LINUX = yaml.safe_load((ROOT / "conform/stacks/linux.yaml").read_text())
+
+
+def conform(*words: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "conform", *words]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False, **kwargs)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    with (run / "run.jsonl").open(encoding="utf-8", errors="surrogatepass") as file:
+        return [line for line in map(json.loads, file) if line["kind"] == "trial"]
+
+
+def needs(stack: str) -> None:
+    machine.needs_trials()
+    description = load(stack)
+    if description.link in ("tap", "tun", "made"):
+        machine.needs_link("tun")
+    lacks = list(shelf.lacking(description))
+    if lacks == [f"conform stacks build {stack}"]:
+        done = conform("stacks", "build", stack)
+        assert done.returncode == 0, done.stdout + done.stderr
+    elif lacks:
+        reason = f"{stack} is not here: {'; '.join(lacks)}"
+        machine.unusable(reason) if stack in ALWAYS else pytest.skip(reason)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_the_whole_suite_is_as_expected(stack: str, tmp_path: Path) -> None:
+    needs(stack)
+    done = conform("run", "cases", "--tag", "!slow", "--stack", stack, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+    found = lines(tmp_path)
+    assert {line["result"] for line in found} <= {"pass", "expected-failure", "not-applicable"}
+    assert sum(line["result"] == "pass" for line in found) > 300
+    differ = [line["id"] for line in found if judge(line) != Verdict.from_json(line["verdict"])]
+    assert not differ
+
+
+# Stacks that misbehave ------------------------------------------------------------------------------------------------
+def described(tmp_path: Path, command: list[str], **changes: Any) -> str:
+    """This kernel behind a veth, started by *command*, as if it were a stack of somebody's."""
+    data = {key: value for key, value in LINUX.items() if key not in ("settings", "defaults")}
+    data["capabilities"] = [word for word in data["capabilities"] if word not in ("states", "linux")]
+    data |= {"name": "mine", "link": "veth", "start": {"command": command, "within": 2}, "agent": "kernel"} | changes
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return str(path)
+
+
+def run(
+    tmp_path: Path, stack: str, *more: str, case: str = "close/passive"
+) -> tuple[subprocess.CompletedProcess[str], list[dict[str, Any]]]:
+    machine.needs_trials()
+    done = conform("run", f"cases/{case}.yaml", "--stack", stack, "--out", str(tmp_path / "out"), *more)
+    return done, lines(tmp_path / "out") if (tmp_path / "out/run.jsonl").exists() else []
+
+
+def test_a_stack_that_lives(tmp_path: Path) -> None:
+    done, found = run(tmp_path, described(tmp_path, ["sleep", "inf"]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert found
+    assert all(line["result"] == "pass" for line in found)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["no-such-program"], "No such file or directory: 'no-such-program'"),
+        (["sh", "-c", "echo no route to host >&2; exit 7"], "exit status 7"),
+        (["sh", "-c", "echo no route to host >&2; kill -SEGV $$"], "killed by SIGSEGV"),
+        (["sh", "-c", "ip link set stack0 down; sleep inf"], "was not ready in time: no "),
+    ],
+)
+def test_a_stack_that_does_not_start(tmp_path: Path, command: list[str], words: str) -> None:
+    done, found = run(tmp_path, described(tmp_path, command))
+    assert done.returncode == 3
+    assert words in done.stderr
+    assert ("no route to host" in done.stderr) == ("route" in command[-1])
+    assert not found
+
+
+def test_a_stack_that_dies_fails_the_trial_that_killed_it(tmp_path: Path) -> None:
+    # It dies when a segment with FIN arrives; the trials that send none live.
+    script = (
+        "import socket,os,sys\n"
+        "s=socket.socket(socket.AF_PACKET,socket.SOCK_DGRAM,socket.htons(0x800))\n"
+        "while True:\n"
+        "    d,a=s.recvfrom(65536)\n"
+        "    if a[0]=='stack0' and a[2]!=4 and d[9]==6 and d[33]&1:\n"
+        "        print('FIN!',file=sys.stderr,flush=True); os.abort()\n"
+    )
+    stack = described(tmp_path, [sys.executable, "-c", script])
+    # This one waits when the peer's FIN is there: the death cannot come after its end.
+    done, found = run(tmp_path, stack, "--ip", "4", case="close/no-fin-before-close")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert {line["result"] for line in found} == {"fail"}
+    failure = found[0]["verdict"]["failure"]
+    assert failure["summary"] == "the stack died: killed by SIGABRT"
+    assert any("FIN!" in words for words in failure["arithmetic"])
+    assert judge(found[0]) == Verdict.from_json(found[0]["verdict"])
+    assert "FIN!" in done.stdout
+    done, found = run(tmp_path, stack, "--ip", "4", case="listen/ack-is-reset")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {line["result"] for line in found} == {"pass"}
+
+
+def test_fences_that_do_not_hold_are_found(tmp_path: Path) -> None:
+    # A queue of 20 ms before TCP alone: pings overtake.
+    shape = (
+        "tc qdisc add dev stack0 root handle 1: prio && "
+        "tc qdisc add dev stack0 parent 1:1 netem delay 20ms && "
+        "tc filter add dev stack0 parent 1: protocol ip u32 match ip protocol 6 0xff flowid 1:1 && "
+        "tc filter add dev stack0 parent 1: protocol ip u32 match ip protocol 1 0xff flowid 1:2 && exec sleep inf"
+    )
+    done, _ = run(tmp_path, described(tmp_path, ["sh", "-c", shape]), "--ip", "4")
+    if "fences do not hold" not in done.stderr:
+        pytest.skip(f"this machine has no netem: {done.stderr[-200:]}")
+    assert done.returncode == 3
+
+
+def test_what_kills_stacks_leaves_right_verdicts_and_nothing_behind(tmp_path: Path) -> None:
+    """Stacks are killed at random moments while they are tested: each trial passes, or fails with that death."""
+    needs("lwip")
+    stop = threading.Event()
+    killed = []
+
+    def kill() -> None:
+        dice = random.Random(7)
+        while not stop.wait(dice.uniform(0.05, 0.4)):
+            found = subprocess.run(["pgrep", "-f", "conform-agent-lwip"], capture_output=True, text=True, check=False)
+            pids = [int(word) for word in found.stdout.split()]
+            if pids:
+                pid = dice.choice(pids)
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        done = conform("run", "cases/close", "cases/reset", "--tag", "!slow", "--stack", "lwip", "--out", str(tmp_path))
+    finally:
+        stop.set()
+        killer.join()
+    found = lines(tmp_path)
+    assert killed
+    assert done.returncode in (0, 1), done.stdout[-4000:] + done.stderr
+    deaths = [line for line in found if not line["expected"]]
+    for line in deaths:
+        assert "the stack died: killed by SIGKILL" in line["verdict"]["failure"]["summary"], line["id"]
+    assert {line["result"] for line in found} <= {"pass", "expected-failure", "not-applicable", "fail"}
+    left = subprocess.run(["pgrep", "-f", "conform-agent-lwip"], capture_output=True, text=True, check=False)
+    assert not left.stdout
