@@ -26,7 +26,8 @@ _EVENTS = """\
 An event is what the stack undergoes: a call of its user (`passive-open`, `active-open`, `close`, `abort`), a segment
 that it accepts (`rcv …`), or time. `rcv ack-of-fin` is an acceptable ACK that covers the stack's FIN, `rcv fin` a FIN
 with an ACK that does not, `rcv fin+ack-of-fin` a FIN with one that does. `rcv rst` is a reset that passes the checks of
-section 3.10.7.4. An event that is not in the table leaves the state as it is.
+section 3.10.7.4. `rcv syn` in SYN-RECEIVED is one in the window after a passive open. An event that is not in the table
+leaves the state as it is.
 """
 
 _RECIPES = """\

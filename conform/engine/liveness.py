@@ -30,15 +30,16 @@ def probe(run: Runtime) -> Script:
         state = next(iter(connection.states))
     if state in st.SYNCHRONIZED | {st.SYN_RECEIVED} and connection.iss is not None:
         # One octet below the window: unacceptable, so it draws an ACK and is dropped (section 3.10.7.4, first).
-        segment = run.craft.segment(connection, flags=ACK, seq=add(connection.rcv_nxt, -1), ack=connection.snd_nxt)
-        yield from _probed(run, segment, connection, ACK, connection.snd_nxt, connection.rcv_nxt)
+        below = add(connection.lowest_rcv_nxt, -1)
+        segment = run.craft.segment(connection, flags=ACK, seq=below, ack=connection.snd_nxt)
+        yield from _probed(run, segment, connection, ACK, connection.snd_nxt, *sorted(connection.rcv_nxts))
     elif state == st.SYN_SENT and connection.iss is not None:
         wrong = add(connection.snd_nxt, 1000)
         segment = run.craft.segment(connection, flags=ACK, seq=connection.tester_nxt, ack=wrong)
-        yield from _probed(run, segment, connection, RST, wrong, None)
+        yield from _probed(run, segment, connection, RST, wrong)
     elif state in (st.CLOSED, st.LISTEN):
         segment = run.craft.segment(connection, flags=ACK, seq=connection.tester_nxt, ack=0x1234)
-        yield from _probed(run, segment, connection, RST, 0x1234, None)
+        yield from _probed(run, segment, connection, RST, 0x1234)
     else:
         yield from probe_port(run)
 
@@ -51,13 +52,13 @@ def probe_port(run: Runtime) -> Script:
     connection = run.connection("probe")
     connection.stack_port = connection.stack_port or run.stack.port
     segment = run.craft.segment(connection, flags=ACK, seq=connection.tester_nxt, ack=0x1234)
-    yield from _probed(run, segment, connection, RST, 0x1234, None)
+    yield from _probed(run, segment, connection, RST, 0x1234)
 
 
-def _probed(run: Runtime, probe: Segment, connection: Connection, flag: int, seq: int, ack: int | None) -> Script:
+def _probed(run: Runtime, probe: Segment, connection: Connection, flag: int, seq: int, *acks: int) -> Script:
     yield from inject(run, probe, connection)
     queue = run.queues[connection.name]
-    wanted = f"{'ACK' if flag == ACK else 'RST'} seq={seq}" + (f" ack={ack}" if ack is not None else "")
+    wanted = f"{'ACK' if flag == ACK else 'RST'} seq={seq}" + (f" ack={' or '.join(map(str, acks))}" if acks else "")
     deadline = run.now + run.stack.timers["timer.response.max"]
     while True:
         arrival = yield from run.head(queue, deadline)
@@ -65,7 +66,7 @@ def _probed(run: Runtime, probe: Segment, connection: Connection, flag: int, seq
             raise run.fail("the stack gives no sign of life: the probe was not answered", wanted, "nothing")
         queue.popleft()
         segment = arrival.segment
-        right = segment.seq == seq and segment.flags & (RST | flag) == flag and (ack is None or segment.ack == ack)
+        right = segment.seq == seq and segment.flags & (RST | flag) == flag and (not acks or segment.ack in acks)
         if right and not segment.length:
             connection.observed(segment)
             run.transcript.note(run.now, "matched", step=run.path, of=arrival.entry)

@@ -43,6 +43,8 @@ class Environment:
         seg = self.candidate
         if name == "ISS" and self.connection.iss is None and seg is not None and seg.flags & FLAG_LETTERS["S"]:
             return seg.seq  # the stack chooses it, in the SYN that is held against the expectation
+        if name == "RCV.NXT":
+            return self.connection.variable(name, seg)
         return self._resolve(name, self.connection)
 
     def sequence(self, expr: Expr, base: int | None) -> int:

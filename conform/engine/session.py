@@ -107,7 +107,8 @@ class Session:
             if connection.stack_port is None or not connection.used or connection.states <= {st.CLOSED, st.LISTEN}:
                 continue
             flags, ack = RST | ACK, connection.snd_nxt
-            out.append(self._run.craft.segment(connection, flags=flags, seq=connection.rcv_nxt, ack=ack))
+            for seq in sorted(connection.rcv_nxts):
+                out.append(self._run.craft.segment(connection, flags=flags, seq=seq, ack=ack))
         return out
 
     def _resume(self) -> None:

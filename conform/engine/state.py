@@ -93,13 +93,11 @@ def possible(run: Runtime, spec: m.StateSpec) -> bool:
 
 def _possible_states(run: Runtime, connection: Connection) -> set[str]:
     """What the wire implies, and what it does not show: a listener's end, and that of a connection by time."""
-    states = set(connection.states)
+    stirred = run.stirred.get(connection.name, 0.0)
+    in_time = run.now - stirred >= run.stack.timers["timer.rto.initial"]
+    states = set(connection.states_in_time() if in_time else connection.states)
     if st.LISTEN in states:
         states.add(st.CLOSED)
-    if run.now - run.stirred.get(connection.name, 0.0) >= run.stack.timers["timer.rto.initial"]:
-        unanswered = connection.snd_una != connection.snd_nxt
-        ending = states if unanswered else states & {st.TIME_WAIT, st.FIN_WAIT_2}
-        states |= {st.follow(state, event) for state in ending for event in ("2msl", "timeout")}
     return states
 
 

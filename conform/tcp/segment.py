@@ -92,10 +92,6 @@ class Segment:
         """SEG.LEN: octets of sequence space, SYN and FIN counted (RFC 9293 section 3.4)."""
         return len(self.payload) + bool(self.flags & SYN) + bool(self.flags & FIN)
 
-    def has(self, bits: int) -> bool:
-        """Whether all of *bits* are set."""
-        return self.flags & bits == bits
-
     def option(self, name: str) -> Option | None:
         """The first option called *name*, or ``None``."""
         return next((o for o in self.options if o.name == name), None)
@@ -205,8 +201,3 @@ def from_json(data: dict[str, Any]) -> Packet:
         if name in rest:
             rest[name] = bytes.fromhex(rest[name])
     return Segment(ip=ip, **rest)
-
-
-def reply_ip(ip: IPFields) -> IPFields:
-    """Fresh IP fields from *ip*'s destination back to its source."""
-    return IPFields(ip.version, ip.dst, ip.src)

@@ -1,12 +1,13 @@
 """RFC 9293's connection states and their transitions, as one table (section 3.3.2, figure 5, and section 3.10).
 
-Everything that depends on which state follows which is derived from :data:`TRANSITIONS`; the diagram in
-``docs/states.md`` is generated from it.
+Whatever depends on which state follows which asks :func:`follow`, the tracker above all; the diagram in
+``docs/states.md`` is generated from :data:`TRANSITIONS` too.
 
 An event is what the *stack* undergoes: a user call (``passive-open``, ``active-open``, ``close``, ``abort``), a segment
 it accepts (``rcv …``), or time (``2msl``, ``timeout``). ``rcv ack-of-fin`` is an acceptable ACK that covers the stack's
 FIN; ``rcv fin`` a FIN whose ACK does not, ``rcv fin+ack-of-fin`` a FIN whose ACK does; ``rcv rst`` a reset that passes
-the checks of section 3.10.7.4 (exact, where RFC 5961 is claimed).
+the checks of section 3.10.7.4 (exact, where RFC 5961 is claimed); ``rcv syn`` a SYN that opens a connection or, in
+SYN-RECEIVED after a passive open, one in the window that ends it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ SYNCHRONIZED = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2, CLOSE_WAIT, CLOSI
 #: States in which arriving text is taken (section 3.10.7.4, seventh).
 RECEIVING = frozenset({ESTABLISHED, FIN_WAIT_1, FIN_WAIT_2})
 
+#: States in which the stack has sent its FIN.
+FIN_SENT = frozenset({FIN_WAIT_1, FIN_WAIT_2, CLOSING, LAST_ACK, TIME_WAIT})
+
 #: state -> event -> the state that follows.
 TRANSITIONS: dict[str, dict[str, str]] = {
     CLOSED: {"passive-open": LISTEN, "active-open": SYN_SENT},
@@ -51,6 +55,7 @@ TRANSITIONS: dict[str, dict[str, str]] = {
         "rcv ack": ESTABLISHED,
         "rcv fin": CLOSE_WAIT,
         "rcv rst": CLOSED,  # back to LISTEN, which for a listener of its own is this connection's end
+        "rcv syn": CLOSED,  # and so is this
         "close": FIN_WAIT_1,
         "abort": CLOSED,
         "timeout": CLOSED,

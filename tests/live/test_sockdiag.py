@@ -53,10 +53,10 @@ class Bench:
 
     def expect(self, flags):
         end = time.monotonic() + 5
-        while not [segment for segment in self.arrived if segment.has(flags)]:
+        while not [segment for segment in self.arrived if segment.flags & flags == flags]:
             assert time.monotonic() < end, [str(each) for each in self.arrived]
             self.loop.turn(0.1)
-        found = next(segment for segment in self.arrived if segment.has(flags))
+        found = next(segment for segment in self.arrived if segment.flags & flags == flags)
         self.arrived.clear()
         return found
 

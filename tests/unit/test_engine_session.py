@@ -448,7 +448,7 @@ KEEP = {"flags": ACK, "payload": b"", "seq": lambda s: s.seq + len(s.payload) - 
 EMPTY = {"flags": ACK, "payload": b"", "seq": lambda s: s.seq + len(s.payload)}
 NOISES: list[tuple[str, bool, Twist]] = [
     ("retransmission", True, once_more()),
-    ("window-update", True, also(1, (0.0, EMPTY | {"window": 999}))),
+    ("window-update", True, also(1, (0.0, EMPTY | {"window": 65000}))),
     ("duplicate-ack", False, also(1, (0.0, EMPTY))),
     ("keep-alive", False, also(1, (0.0, KEEP))),
 ]  # fmt: skip
@@ -837,7 +837,7 @@ def test_any_order_meets_another() -> None:
 
 
 def test_any_order_passes_noise_over() -> None:
-    twist = also(1, (0.0, {"window": 7}), (0.0, {"flags": FIN | ACK}))
+    twist = also(1, (0.0, {"window": 65000}), (0.0, {"flags": FIN | ACK}))
     passes(run(BOTH, stack=ModelStack(twist=twist), liveness="port"))
 
 

@@ -27,9 +27,10 @@ FIGURE_5 = [
     ("LAST-ACK", "rcv ack-of-fin", "CLOSED"),
     ("TIME-WAIT", "2msl", "CLOSED"),
 ]
-#: Section 3.10: note 3 of figure 5, the eighth check of 3.10.7.4, MAY-2.
+#: Section 3.10: note 3 of figure 5, the fourth and the eighth check of 3.10.7.4, MAY-2.
 TEXT = [
     ("FIN-WAIT-1", "rcv fin+ack-of-fin", "TIME-WAIT"),
+    ("SYN-RECEIVED", "rcv syn", "CLOSED"),
     ("SYN-RECEIVED", "rcv fin", "CLOSE-WAIT"),
     ("TIME-WAIT", "rcv syn", "SYN-RECEIVED"),
 ]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as s
 
 from conform.tcp import rules
+from conform.tcp import states as st
 from conform.tcp.segment import ACK, FIN, PSH, RST, SYN, IPFields, Option, Segment
 from conform.tcp.sequence import MODULUS, add, diff
 from conform.tcp.tracker import Connection
@@ -41,6 +42,10 @@ class Wire:
     @property
     def rcv_nxt(self) -> int:
         return diff(self.c.rcv_nxt, self.irs)
+
+    @property
+    def rcv_nxts(self) -> list[int]:
+        return sorted(diff(n, self.irs) for n in self.c.rcv_nxts)
 
     @property
     def states(self) -> set[str]:
@@ -130,6 +135,71 @@ def test_the_ways_lead_there(state: str) -> None:
     assert WAYS[state]().states == {state}
 
 
+# Every row of the table ----------------------------------------------------------------------------------------------
+ROWS = [(state, event) for state, events in st.TRANSITIONS.items() for event in events]
+#: What the stack may ignore, or what was begun and not seen yet.
+MAY_STAY = {
+    ("CLOSED", "active-open"), ("LISTEN", "active-open"), ("TIME-WAIT", "rcv rst"), ("TIME-WAIT", "rcv syn"),
+    ("SYN-RECEIVED", "rcv syn"),
+} | {(state, event) for state, event in ROWS if event in ("abort", "2msl", "timeout")} | {
+    (state, "close") for state in WAYS
+}  # fmt: skip
+
+
+def reach(state: str) -> Wire:
+    """A connection in *state*, with something unacknowledged where that can be."""
+    wire = WAYS[state]() if state in WAYS else listening() if state == "LISTEN" else Wire()
+    if state in ("ESTABLISHED", "CLOSE-WAIT"):
+        wire.stack(ACK, 1, wire.rcv_nxt, b"x")
+    return wire
+
+
+def happens(wire: Wire, state: str, event: str) -> set[str]:
+    """The states in which the stack may be once *event* happened."""
+    if event in ("2msl", "timeout"):
+        return set(wire.c.states_in_time())
+    rcv_nxt = wire.rcv_nxt
+    match event:
+        case "rcv syn":
+            wire.tester(SYN, {"SYN-RECEIVED": 5, "TIME-WAIT": 5000}.get(state, 0))
+        case "rcv syn+ack":
+            wire.tester(SYN | ACK, 0, 1)
+        case "rcv rst":
+            wire.tester(RST | ACK, rcv_nxt, 1)
+        case "rcv ack":
+            wire.tester(ACK, 1, 1)
+        case "rcv ack-of-fin":
+            wire.tester(ACK, rcv_nxt, 2)
+        case "rcv fin":
+            wire.tester(FIN | ACK, rcv_nxt, 2 if state == "FIN-WAIT-2" else 1)
+        case "rcv fin+ack-of-fin":
+            wire.tester(FIN | ACK, rcv_nxt, 2)
+        case _:
+            wire.c.called("passive-close" if (state, event) == ("LISTEN", "close") else event)
+    return wire.states
+
+
+@pytest.mark.parametrize(("state", "event"), ROWS)
+def test_the_tracker_follows_the_table(state: str, event: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each row, and that each is where the tracker has it from: another state in it is another result."""
+    after = st.TRANSITIONS[state][event]
+    expected = {after, state} if (state, event) in MAY_STAY else {after}
+    assert happens(reach(state), state, event) == expected
+    for other in st.STATES:
+        wire = reach(state)
+        monkeypatch.setitem(st.TRANSITIONS[state], event, other)
+        assert (happens(wire, state, event) == expected) is (other == after), other
+        monkeypatch.undo()
+    wire = reach(state)
+    monkeypatch.delitem(st.TRANSITIONS[state], event)
+    assert happens(wire, state, event) != expected
+
+
+def test_what_ends_by_time_waits_for_something() -> None:
+    assert established().c.states_in_time() == {"ESTABLISHED"}
+    assert listening().c.states_in_time() == {"LISTEN"}
+
+
 # 3.10.7.1 and 3.10.7.2: CLOSED and LISTEN ---------------------------------------------------------------------------
 @pytest.mark.parametrize("irs", ISNS)
 def test_a_syn_to_a_listener(irs: int) -> None:
@@ -160,9 +230,12 @@ def test_what_opens_no_connection(flags: int) -> None:
 
 def test_a_syn_to_a_closed_port() -> None:
     wire = Wire()
-    wire.tester(SYN, 0)
+    wire.tester(SYN | FIN, 0, payload=b"abc")
     assert wire.states == {"CLOSED"}
-    assert wire.rcv_nxt == 0
+    assert wire.rcv_nxt == 5  # what the reset acknowledges (section 3.10.7.1)
+    for flags in (RST, ACK, RST | ACK):
+        wire.tester(flags, 70, 1)
+        assert wire.rcv_nxt == 5
 
 
 def test_a_listener_that_is_closed() -> None:
@@ -326,7 +399,7 @@ def test_an_unacceptable_segment_changes_nothing(state: str) -> None:
         before = (wire.rcv_nxt, wire.c.snd_una)
         wire.tester(flags, 5000, 1, b"")
         assert (wire.rcv_nxt, wire.c.snd_una) == before
-        assert wire.states == {state}
+        assert wire.states == {state} | ({"SYN-RECEIVED"} if (state, flags) == ("TIME-WAIT", SYN) else set())
 
 
 # Second: RST ---------------------------------------------------------------------------------------------------------
@@ -378,7 +451,8 @@ def test_a_syn_in_the_window_returns_a_passive_open_to_listen() -> None:
 def test_a_syn_in_time_wait_is_taken_or_not(taken: bool, seq: int) -> None:
     wire = time_wait()
     wire.tester(SYN, seq, window=99)
-    assert wire.states == {"TIME-WAIT"}
+    assert wire.states == {"TIME-WAIT", "SYN-RECEIVED"}
+    assert wire.rcv_nxt == 2
     if not taken:
         wire.stack(ACK, 2, 2)
         assert wire.states == {"TIME-WAIT"}
@@ -411,7 +485,7 @@ def test_nothing_of_an_old_incarnation_counts() -> None:
     wire.c.observed(Segment(IP, 80, 40000, 77, add(irs, 1), SYN | ACK, WINDOW))
     fresh = syn_received(irs, 77)
     fresh.c.snd_wnd = fresh.c.max_snd_wnd = 50
-    for name in ("rcv_shift", "snd_shift", "read", "received", "_sent", "_held", "_reopening", "timestamps", "fin_seq"):
+    for name in ("rcv_shift", "snd_shift", "read", "received", "_sent", "_held", "_early", "timestamps", "fin_seq"):
         assert getattr(wire.c, name) == getattr(fresh.c, name), name
     assert wire.c.variable("SND.UNA") == 77
     assert wire.c.variable("SND.WND") == 50
@@ -565,8 +639,10 @@ def test_a_fin_out_of_order(irs: int) -> None:
     wire.tester(ACK | FIN, 4, 1, b"def")
     assert wire.states == {"ESTABLISHED"}
     wire.tester(ACK, 1, 1, b"abc")
-    assert wire.states == {"CLOSE-WAIT"}
+    assert wire.states == {"CLOSE-WAIT", "ESTABLISHED"}
     assert wire.rcv_nxt == 8
+    wire.stack(ACK, 1, 8)
+    assert wire.states == {"CLOSE-WAIT"}
     assert wire.c.received == b"abcdef"
 
 
@@ -617,13 +693,210 @@ def test_text_in_any_order_is_what_was_covered_without_a_gap(irs: int, pieces: l
         assert wire.rcv_nxt == 1 + end
 
 
+# Choices -------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("irs", ISNS)
+@pytest.mark.parametrize(("ack", "values", "received"), [(4, [4], b"abc"), (7, [7], b"abcdef"), (9, [4, 7, 10], b"")])
+def test_text_beyond_a_gap_may_be_kept_or_not(irs: int, ack: int, values: list[int], received: bytes) -> None:
+    """RFC 9293, SHLD-31. The stack's acknowledgment tells, if it is one of those that may be."""
+    wire = established(irs)
+    wire.tester(ACK, 7, 1, b"ghi")
+    wire.tester(ACK, 4, 1, b"def")
+    assert wire.rcv_nxts == [1]
+    wire.tester(ACK, 1, 1, b"abc")
+    assert wire.rcv_nxts == [4, 7, 10]
+    assert wire.rcv_nxt == 10
+    assert wire.c.lowest_rcv_nxt == add(irs, 4)
+    for seen in (4, 7, 10):
+        assert wire.c.variable("RCV.NXT", wire.segment(ACK, 1, seen)) == add(irs, seen)
+    assert wire.c.variable("RCV.NXT", wire.segment(ACK, 1, 6)) == add(irs, 10)
+    assert wire.c.variable("RCV.NXT", wire.segment(RST, 1, None)) == add(irs, 10)
+    wire.stack(ACK, 1, ack)
+    assert wire.rcv_nxts == values
+    if received:
+        assert wire.c.received == received
+        wire.tester(ACK, 4, 1, b"defghi")
+        wire.stack(ACK, 1, 10)
+    else:
+        wire.stack(ACK, 1, 10)
+    assert wire.rcv_nxts == [10]
+    assert wire.c.received == b"abcdefghi"
+
+
+def test_ways_meet_again() -> None:
+    wire = established()
+    wire.tester(ACK | FIN, 4, 1, b"def")
+    wire.tester(ACK, 1, 1, b"abc")
+    assert wire.rcv_nxts == [4, 8]
+    assert wire.states == {"ESTABLISHED", "CLOSE-WAIT"}
+    wire.tester(ACK | FIN, 4, 1, b"def")
+    assert wire.rcv_nxts == [8]
+    assert wire.states == {"CLOSE-WAIT"}
+    wire.tester(ACK, 8, 1)
+    assert wire.c.ways == (wire.c,)
+
+
+def test_a_call_goes_all_ways() -> None:
+    wire = established()
+    wire.tester(ACK | FIN, 4, 1, b"def")
+    wire.tester(ACK, 1, 1, b"abc")
+    wire.c.called("close")
+    assert wire.states == {"ESTABLISHED", "CLOSE-WAIT", "FIN-WAIT-1", "LAST-ACK"}
+    wire.stack(FIN | ACK, 1, 4)
+    assert wire.states == {"FIN-WAIT-1"}
+
+
+def test_overlapping_text_beyond_a_gap() -> None:
+    wire = established()
+    wire.tester(ACK, 3, 1, b"cdefgh")
+    wire.tester(ACK, 3, 1, b"cdefgh")
+    wire.tester(ACK, 2, 1, b"bcd")
+    wire.tester(ACK, 1, 1, b"a")
+    assert wire.rcv_nxts == [2, 5, 9]
+    assert wire.c.received == b"abcdefgh"
+
+
+@pytest.mark.parametrize("flags", [ACK, ACK | FIN])
+@pytest.mark.parametrize(("ack", "kept"), [(4, True), (1, False)])
+def test_text_of_a_syn_may_be_kept_or_not(flags: int, ack: int, kept: bool) -> None:
+    wire = listening()
+    wire.tester(SYN | (flags & FIN), 0, payload=b"abc")
+    wire.stack(SYN | ACK, 0, 1)
+    assert wire.rcv_nxts == [1]
+    wire.tester(ACK, 1, 1)
+    all_ = 5 if flags & FIN else 4
+    assert wire.rcv_nxts == [1, all_]
+    assert diff(wire.c.tester_nxt, wire.irs) == wire.rcv_nxt == 1
+    assert wire.states == ({"ESTABLISHED", "CLOSE-WAIT"} if flags & FIN else {"ESTABLISHED"})
+    wire.stack(SYN | ACK, 0, 1)  # again: it left the stack before the handshake was complete
+    assert wire.rcv_nxts == [1, all_]
+    wire.stack(ACK, 1, all_ if kept else 1)
+    assert wire.rcv_nxts == [all_ if kept else 1]
+    assert wire.c.received == (b"abc" if kept else b"")
+    if kept:
+        assert wire.c.tester_nxt >= wire.c.rcv_nxt
+    wire.tester(flags, 1, 1, b"abc")
+    assert wire.rcv_nxts == [all_]
+    assert wire.c.received == b"abc"
+
+
+def test_text_of_a_syn_comes_before_that_of_the_ack() -> None:
+    wire = listening()
+    wire.tester(SYN, 0, payload=b"abc")
+    wire.stack(SYN | ACK, 0, 1)
+    wire.tester(ACK, 4, 1, b"def")
+    assert wire.rcv_nxts == [1, 7]
+    wire.stack(ACK, 1, 7)
+    assert wire.c.received == b"abcdef"
+
+
+def test_text_of_a_simultaneous_syn_may_be_kept_or_not() -> None:
+    wire = syn_sent()
+    wire.tester(SYN, 0, payload=b"abc")
+    wire.stack(SYN | ACK, 0, 1)
+    wire.tester(SYN | ACK, 0, 1)
+    assert wire.rcv_nxts == [1, 4]
+
+
+def test_the_window_cuts_text_of_a_syn() -> None:
+    wire = listening()
+    wire.tester(SYN, 0, payload=b"x" * WINDOW + b"beyond")
+    wire.stack(SYN | ACK, 0, 1)
+    wire.tester(ACK, 1, 1)
+    assert wire.rcv_nxts == [1, 1 + WINDOW]
+
+
+@pytest.mark.parametrize("ack", [4, 1])
+def test_a_segment_without_the_agreed_timestamps_may_be_dropped(ack: int) -> None:
+    """RFC 7323 section 3.2: it SHOULD be."""
+    wire = with_timestamps()
+    wire.tester(ACK, 1, 1, b"abc")
+    assert wire.rcv_nxts == [1, 4]
+    assert wire.rcv_nxt == 1
+    wire.stack(ACK, 1, ack)
+    assert wire.rcv_nxts == [ack]
+    wire.tester(RST, ack)
+    assert wire.states == {"CLOSED"}
+
+
+def test_a_fin_without_the_agreed_timestamps() -> None:
+    wire = with_timestamps()
+    wire.tester(ACK | FIN, 1, 1)
+    assert wire.states == {"ESTABLISHED", "CLOSE-WAIT"}
+    wire.stack(ACK, 1, 2)
+    assert wire.states == {"CLOSE-WAIT"}
+
+
+def test_a_reset_is_no_evidence_of_a_way() -> None:
+    wire = syn_received()
+    wire.c.others = [wire.c.copy()]
+    wire.c.others[0].rcv_nxt = add(wire.irs, 9)
+    wire.stack(RST | ACK, 1, 9)
+    assert wire.rcv_nxts == [1, 9]
+
+
+def test_ways_are_bounded() -> None:
+    wire = with_timestamps()
+    for n in range(100):
+        wire.tester(ACK, 1 + n, 1, b"x")
+    assert 2 < len(wire.c.ways) <= 64
+    assert wire.rcv_nxt == 1
+
+
+def shut(flags: int = ACK, ack: int = 2) -> Wire:
+    """FIN-WAIT-1 and a window that is closed; then an octet at RCV.NXT."""
+    wire = fin_wait_1()
+    wire.c.right_edge = wire.c.rcv_nxt
+    wire.tester(flags, 1, ack, b"x")
+    return wire
+
+
+def test_a_closed_window_still_takes_acks() -> None:
+    """Section 3.10.7.4, first: the ACK should be processed, and nothing else of the segment can be."""
+    wire = shut()
+    assert wire.states == {"FIN-WAIT-1", "FIN-WAIT-2"}
+    assert wire.rcv_nxts == [1]
+    assert diff(wire.c.variable("SND.UNA"), wire.iss) == 2
+    assert shut(FIN | ACK).states == {"FIN-WAIT-1", "FIN-WAIT-2"}
+    assert shut(FIN | ACK).rcv_nxts == [1]
+    assert shut(ack=1).states == {"FIN-WAIT-1"}
+
+
+def test_a_closed_window_still_takes_resets_and_no_syn() -> None:
+    assert shut(RST).states == {"CLOSED"}
+    assert shut(SYN | ACK).states == {"FIN-WAIT-1"}
+    wire = fin_wait_1()
+    wire.c.right_edge = wire.c.rcv_nxt
+    wire.tester(ACK, 2, 2, b"x")  # not at RCV.NXT
+    wire.tester(RST, 2, payload=b"x")
+    assert wire.states == {"FIN-WAIT-1"}
+
+
 # Discarded before anything else --------------------------------------------------------------------------------------
-@pytest.mark.parametrize("fields", [{"checksum": 1}, {"data_offset": 4}])
+@pytest.mark.parametrize("fields", [{"checksum": 1}, {"data_offset": 4}, {"data_offset": 0}, {"data_offset": 6}])
 def test_what_is_discarded_counts_for_nothing_but_the_testers_own_number(fields: dict[str, Any]) -> None:
     wire = established()
     wire.tester(ACK, 1, 1, b"abc", **fields)
     assert wire.rcv_nxt == 1
     assert diff(wire.c.tester_nxt, wire.irs) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"data_offset": 5}, b"abcd"),
+        ({"data_offset": 6}, b""),
+        ({"data_offset": 5, "options": (Option("nop"),)}, b"\1\0\0\0abcd"),
+        ({"data_offset": 7, "options": (Option("nop"),)}, b""),
+        ({"raw_options": b"\1"}, b"abcd"),
+        ({"raw_options": b"\1", "data_offset": 5}, b"\1abcd"),
+    ],
+)
+def test_a_data_offset_says_where_text_begins(fields: dict[str, Any], text: bytes) -> None:
+    wire = established()
+    wire.tester(ACK, 1, 1, b"abcd", **fields)
+    assert wire.c.received == text
+    assert wire.rcv_nxt == 1 + len(text)
+    assert wire.c.tester_nxt == wire.c.rcv_nxt
 
 
 # Options -------------------------------------------------------------------------------------------------------------
@@ -653,8 +926,40 @@ def test_options_count_where_both_had_them(ours: bool, theirs: bool, active: boo
     assert wire.c.snd_shift == (14 if both else 0)  # RFC 7323, section 2.3: at most 14
     edge = 2 << 7 if both else 2
     assert wire.c.variable("RCV.WND") == max(WINDOW if active else 100, edge)
-    wire.tester(ACK, 1, 1, window=3)
+    wire.tester(ACK, 1, 1, window=3, options=of_tester[1:])
     assert wire.c.variable("SND.WND") == (3 << 14 if both else 3)
+
+
+@pytest.mark.parametrize(
+    ("octets", "mss"),
+    [
+        ("020405b4", 1460), ("01010204007b", 123), ("00020405b4", 536), ("020305b4", 536), ("02", 536), ("0200", 536),
+        ("0206", 536), ("fe0301020405b4", 1460), ("01020400", 536),
+    ],
+)  # fmt: skip
+def test_options_written_as_octets_count(octets: str, mss: int) -> None:
+    wire = listening()
+    wire.tester(SYN, 0, raw_options=bytes.fromhex(octets))
+    assert wire.c.variable("SND.MSS") == mss
+
+
+def test_window_scale_and_timestamps_written_as_octets_count() -> None:
+    wire = listening()
+    wire.tester(SYN, 0, raw_options=bytes.fromhex("0303020402080a0000006400000000"))
+    wire.stack(SYN | ACK, 0, 1, options=(Option("window-scale", 7), Option("ts", (900, 100))))
+    assert (wire.c.snd_shift, wire.c.timestamps, wire.c.ts_recent) == (2, True, 100)
+
+
+def test_no_window_of_a_syn_is_scaled() -> None:
+    """RFC 7323 section 2.2, in a simultaneous open's last SYN,ACK too."""
+    scale = (Option("window-scale", 7),)
+    wire = syn_sent(options=scale)
+    wire.tester(SYN, 0, window=900, options=scale)
+    wire.stack(SYN | ACK, 0, 1, options=scale)
+    wire.tester(SYN | ACK, 0, 1, window=1000, options=scale)
+    assert wire.c.variable("SND.WND") == 1000
+    wire.tester(ACK, 1, 1, window=1000)
+    assert wire.c.variable("SND.WND") == 128000
 
 
 def test_a_scaled_window() -> None:
@@ -698,6 +1003,7 @@ def test_paws_spares_resets_and_follows_the_clock() -> None:
     wire.tester(ACK, 7, 1, b"ghi", options=(Option("ts", (300, 900)),))  # not the next: TS.Recent stays
     wire.tester(ACK, 4, 1, b"def", options=(Option("ts", (250, 900)),))
     assert wire.rcv_nxt == 10
+    wire.stack(ACK, 1, 10)
     wire.tester(RST, 10, options=(Option("ts", (1, 0)),))
     assert wire.states == {"CLOSED"}
 
@@ -803,9 +1109,56 @@ def test_noise(fields: tuple[Any, ...], name: str | None) -> None:
     assert wire.c.noise(wire.segment(*fields)) == name
 
 
-def test_a_window_update() -> None:
+@pytest.mark.parametrize(
+    ("window", "name"),
+    [(WINDOW + 1, "window-update"), (WINDOW - 1, None), (0, None), (WINDOW, "duplicate-ack")],
+)
+def test_a_window_update_goes_forward(window: int, name: str | None) -> None:
     wire = talking()
-    assert wire.c.noise(wire.segment(ACK, 11, 4, window=WINDOW + 1)) == "window-update"
+    assert wire.c.noise(wire.segment(ACK, 11, 4, window=window)) == name
+
+
+@pytest.mark.parametrize(
+    ("first", "window", "name"),
+    [
+        (64256, 502, "duplicate-ack"),  # the same, scaled
+        (64240, 502, "duplicate-ack"), (64380, 502, "duplicate-ack"),  # but for what scaling rounds
+        (64240, 503, "window-update"), (64256, 501, None), (64256, 503, "window-update"),
+    ],
+)  # fmt: skip
+def test_windows_are_compared_scaled(first: int, window: int, name: str | None) -> None:
+    wire = listening()
+    wire.tester(SYN, 0, options=(Option("window-scale", 2),))
+    wire.stack(SYN | ACK, 0, 1, options=(Option("window-scale", 7),), window=first)
+    wire.tester(ACK, 1, 1)
+    assert wire.c.noise(wire.segment(ACK, 1, 1, window=window)) == name
+
+
+@pytest.mark.parametrize("ack", [-5000, 0, 1, 3, 5])
+def test_a_retransmission_takes_no_acknowledgment_back(ack: int) -> None:
+    wire = talking()
+    assert wire.c.noise(wire.segment(ACK, 6, ack, b"56789")) is None
+    assert wire.c.noise(wire.segment(ACK, 10, ack)) is None
+    wire.tester(ACK, 4, 11, window=0)
+    assert wire.c.noise(wire.segment(ACK, 11, ack, b"A")) is None
+
+
+def test_a_retransmission_has_an_ack_but_for_the_first_syn() -> None:
+    assert talking().c.noise(talking().segment(PSH, 6, None, b"56789")) is None
+    wire = syn_sent()
+    assert wire.c.noise(wire.segment(SYN, 0)) == "retransmission"
+    assert wire.c.noise(wire.segment(SYN | ACK, 0, -7)) is None
+
+
+def test_a_retransmission_acknowledges_what_may_have_been_taken() -> None:
+    wire = talking()
+    wire.tester(ACK, 7, 6, b"ghi")
+    wire.tester(ACK, 4, 6, b"def")
+    for ack in (4, 7, 10):
+        assert wire.c.noise(wire.segment(ACK, 6, ack, b"56789")) == "retransmission"
+    assert wire.c.noise(wire.segment(ACK, 6, 11, b"56789")) is None
+    wire.stack(ACK, 11, 7)
+    assert wire.c.noise(wire.segment(ACK, 6, 10, b"56789")) is None
 
 
 @pytest.mark.parametrize(
@@ -842,6 +1195,10 @@ def test_a_repeated_syn_ack_and_fin() -> None:
     [
         (ACK, {"checksum": 0xDEAD}, "9293-MUST-2"),
         (ACK, {"reserved": 4}, "9293-3.1-reserved-zero"),
+        (ACK, {"reserved": 1}, "9293-3.1-reserved-zero"),
+        (SYN | ACK, {"reserved": 1}, "9293-3.1-reserved-zero"),
+        (SYN, {"reserved": 1}, None),  # an offer of accurate ECN
+        (SYN, {"reserved": 3}, "9293-3.1-reserved-zero"),
         (ACK, {"options": (Option("mss", 1460),)}, "9293-MUST-65"),
         (PSH, {}, "9293-3.1-ack-always-set"),
         (FIN, {}, "9293-3.1-ack-always-set"),
@@ -856,11 +1213,36 @@ def test_rules(flags: int, fields: dict[str, Any], requirement: str | None) -> N
     assert (broken[0] if broken else None) == requirement
 
 
+def test_accurate_ecn_is_answered_where_it_was_offered() -> None:
+    """RFC 9768 section 3.1: AE is then no reserved bit."""
+    wire = listening()
+    wire.tester(SYN, 0, reserved=1)
+    assert rules.broken(wire.segment(SYN | ACK, 0, 1, reserved=1), wire.c) is None
+    assert rules.broken(wire.segment(SYN | ACK, 0, 1, reserved=9), wire.c)
+    wire.stack(SYN | ACK, 0, 1)
+    wire.tester(ACK, 1, 1)
+    assert rules.broken(wire.segment(ACK, 1, 1, reserved=1), wire.c) is None
+
+
 def test_the_rule_of_the_ack_is_one_of_synchronized_states() -> None:
     wire = syn_sent()
     assert rules.broken(wire.segment(SYN, 0), wire.c) is None
     assert rules.broken(wire.segment(PSH, 1), wire.c) is None
     assert rules.broken(wire.segment(PSH, 1), None) is None
+
+
+def test_a_second_active_open_begins_anew() -> None:
+    wire = syn_sent()
+    wire.tester(SYN | ACK, 0, 1)
+    wire.tester(ACK, 1, 1, b"abc")
+    wire.tester(RST, 4)
+    tester_nxt = wire.c.tester_nxt
+    wire.c.called("active-open")
+    wire.stack(SYN, 90000)
+    assert wire.states == {"SYN-SENT"}
+    assert wire.c.received == b""
+    assert wire.c.tester_nxt == tester_nxt
+    assert wire.c.active
 
 
 def test_a_syn_after_the_way_back_to_listen_opens_anew() -> None:
