@@ -71,11 +71,10 @@ def _start(place: Path, *arguments: str, **options: Any) -> subprocess.Popen[str
     return subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         cwd=place,
-        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        **options,
+        **{"stdout": subprocess.PIPE} | options,
     )
 
 

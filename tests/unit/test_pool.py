@@ -29,7 +29,7 @@ class Warden:
 
     def __init__(self) -> None:
         self._end, self.other = socket.socketpair()
-        self.pid = -1
+        self.pid = 1 << 22  # nobody's
 
     def fileno(self) -> int:
         return self._end.fileno()
