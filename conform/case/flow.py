@@ -194,13 +194,15 @@ class _Walk:
         for version, name in ((6, "ipv4"), (4, "ipv6")):
             if case.ip == version and name in case.requires:
                 self.fault(("requires",), f"ip: {version} leaves no trial to a case that requires {name}", at_key=True)
-        ports: dict[int, str] = {}
+        ports: dict[tuple[str | None, int], str] = {}
         for name, spec in case.connections.items():
             self._connection_name(_World(), name, ("connections", name), at_key=True)
-            if spec.port is not None and ports.setdefault(spec.port, name) != name:
-                self.fault(
-                    ("connections", name, "port"), f"{name} and {ports[spec.port]} have the same port of the tester"
-                )
+            self._address(spec.address, ("connections", name, "address"))
+            if spec.port is None:
+                continue
+            other = ports.setdefault((spec.address, spec.port), name)
+            if other != name:
+                self.fault(("connections", name, "port"), f"{name} and {other} have the same port of the tester")
 
         for name, value in case.settings.items():
             self._setting(name, value, ("settings", name))
@@ -490,19 +492,21 @@ class _Walk:
                 "leave it out",
             )
 
+    def _address(self, address: str | None, loc: Loc) -> None:
+        version = ipaddress.ip_address(address).version if address is not None else self.case.ip
+        if version != self.case.ip:
+            runs = "both versions" if self.case.ip == "both" else f"IPv{self.case.ip}"
+            self.fault(
+                loc,
+                f"this is an address of IPv{version}, and the case is run on {runs}",
+                f"say ip: {version} at the top of the case",
+            )
+
     def _ip_fields(self, spec: m.IPSpec | m.IPMatch | None, loc: Loc) -> None:
         if spec is None:
             return
         for name in ("src", "dst"):
-            address = getattr(spec, name, None)
-            version = ipaddress.ip_address(address).version if address is not None else self.case.ip
-            if version != self.case.ip:
-                runs = "both versions" if self.case.ip == "both" else f"IPv{self.case.ip}"
-                self.fault(
-                    (*loc, name),
-                    f"this is an address of IPv{version}, and the case is run on {runs}",
-                    f"say ip: {version} at the top of the case",
-                )
+            self._address(getattr(spec, name, None), (*loc, name))
         if spec.flow is not None and self.case.ip != 6:
             self.fault((*loc, "flow"), "only IPv6 has a flow label", "say ip: 6 at the top of the case", at_key=True)
         for name in _V4_ONLY:

@@ -364,8 +364,8 @@ class ExpectSpec(Timing):
         own += (self.options, self.ip, self.reserved)
         if self.again is None and self.stream is None and not any(map(_says, own)):
             raise bad("an expectation says something of the segment: flags, seq, ack, payload, again, stream, …")
-        if self.stream is not None and (self.again is not None or self.flags is not None or self.length is not None):
-            raise bad("stream takes octets in any segmentation: flags, length and again do not go with it")
+        if self.stream is not None and (self.again is not None or self.length is not None):
+            raise bad("stream takes octets in any segmentation: length and again do not go with it")
         if self.payload is not None:
             size = len(self.payload)
             if self.stream is not None and self.stream != size:
@@ -790,9 +790,13 @@ def _given_shorthand(value: Any) -> Any:
 
 
 class ConnectionSpec(Model):
-    """The tester's end of a connection. Unsaid: an ISN from the seed, a port of its own, the first listener's port."""
+    """The tester's end of a connection.
+
+    Unsaid: an ISN from the seed, the tester's address, a port of its own, the first listener's port.
+    """
 
     isn: U32 | None = None
+    address: Address | None = None
     port: Port | None = None
     stack_port: Annotated[Port | None, Field(alias="stack-port")] = None
     window: U16 = 65535
