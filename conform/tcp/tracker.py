@@ -11,6 +11,8 @@ acknowledgment of the stack's tells which of them it went; one that is right for
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from conform.tcp.segment import ACK, FIN, RST, SYN, Segment
 from conform.tcp.sequence import add, diff, le, lt
 from conform.tcp.tcb import Tcb
@@ -92,10 +94,22 @@ class Connection(Tcb):
         }[name]
 
     # What happens ------------------------------------------------------------------------------------------------
-    def called(self, event: str) -> None:
-        """A user call was made, or a listener made or closed (``passive-open``, ``passive-close``)."""
+    def called(self, event: str) -> Callable[[], None]:
+        """A user call was made, or a listener made or closed (``passive-open``, ``passive-close``).
+
+        The result, for when the call turns out to have failed, takes back each way's states that are still those.
+        """
+        before = [(way, way._states) for way in self.ways]
         for way in self.ways:
             way.call(event)
+        after = [way._states for way in self.ways]
+
+        def take_back() -> None:
+            for (way, earlier), later in zip(before, after, strict=True):
+                if way._states == later:
+                    way._states = earlier
+
+        return take_back
 
     def injected(self, seg: Segment) -> None:
         """The tester sent *seg*: RFC 9293 section 3.10.7, as a conforming stack applies it."""
