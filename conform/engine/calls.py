@@ -5,16 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from conform.case import model as m
+from conform.engine import effects
 from conform.engine import events as ev
-from conform.engine.runtime import (
-    AGENT_GRACE,
-    CALL_PATIENCE,
-    Broken,
-    Interval,
-    PendingCall,
-    Runtime,
-    Script,
-)
+from conform.engine.endings import Broken, NotTaken
+from conform.engine.runtime import AGENT_GRACE, CALL_PATIENCE, PendingCall, Runtime, Script
+from conform.engine.timing import Interval
 
 #: Calls that can make the stack send something, so that silence after them must be settled anew.
 _EMITTING = frozenset(
@@ -28,7 +23,7 @@ def call(run: Runtime, call: m.Call) -> Script:
     yield from run.quiet()
     pending = _begin(run, call, overlap=False)
     yield from _returned(run, pending)
-    run.outcomes.check(pending, call)
+    check(run, pending, call)
 
 
 def start(run: Runtime, call: m.Call) -> Script:
@@ -62,14 +57,20 @@ def finish(run: Runtime, outcomes: dict[str, m.Outcome]) -> Script:
         pending = under_way(run, name)
         yield from _returned(run, pending)
         del run.calls[name]
-        run.outcomes.check(pending, outcome)
+        check(run, pending, outcome)
+
+
+def check(run: Runtime, pending: PendingCall, outcome: m.Outcome) -> None:
+    """*pending* has returned, with *outcome*: what it did is known from now on. Raises StepFailed."""
+    run.outcomes.check(pending, outcome)
+    effects.returned(run, pending, run.replies[pending.action].reply)
 
 
 def under_way(run: Runtime, name: str) -> PendingCall:
-    """The call started as *name*. Raises LookupError."""
+    """The call started as *name*. Raises NotTaken."""
     found = run.calls.get(name)
     if found is None:
-        raise LookupError(f"no call {name!r} is under way: it was not started, or has been finished")
+        raise NotTaken(f"no call {name!r} is under way: it was not started, or has been finished")
     return found
 
 
@@ -92,8 +93,9 @@ def _begin(run: Runtime, call: m.Call, overlap: bool) -> PendingCall:
     action = run.do(ev.Call, request=request)
     if _emits(call):
         run.stimulated()
-    _tell_tracker(run, call)
-    return PendingCall(call, action, run.now, run.now + patience + AGENT_GRACE, run.in_recipe)
+    pending = PendingCall(call, action, run.now, run.now + patience + AGENT_GRACE, run.in_recipe)
+    effects.begun(run, pending)
+    return pending
 
 
 def _returned(run: Runtime, pending: PendingCall) -> Script:
@@ -118,42 +120,14 @@ def _request_of(run: Runtime, call: m.Call, timeout: float) -> dict[str, Any]:
         name = {"socket": m.LISTENER, "accept": m.CONNECTION}.get(request["do"])
     if name is not None:
         request["as"] = name
-    own, tester = run.stack.addresses[run.trial.ip]
+    own, _ = run.stack.addresses[run.trial.ip]
     match call:
         case m.BindCall():
             request["port"] = 0 if call.port == "any" else call.port or run.stack.port
             request["address"] = own if call.address == "stack" else {4: "0.0.0.0", 6: "::"}[run.trial.ip]
         case m.ConnectCall():
-            connection = run.connection(_target(run, call))
-            request["address"], request["port"] = tester, connection.tester_port
+            end = run.ends[effects.target(run, call)]
+            request["address"], request["port"] = end.address, end.connection.tester_port
         case m.SendCall():
             request["payload"] = call.payload.hex()
     return request
-
-
-def _target(run: Runtime, call: m.ConnectCall) -> str:
-    if call.conn is not None:
-        return call.conn
-    return call.on if call.on in run.connections else m.CONNECTION
-
-
-def _tell_tracker(run: Runtime, call: m.Call) -> None:
-    """Tell the tracker of a call that was begun: what it leads to is possible from now on."""
-    match call:
-        case m.ConnectCall():
-            connection = run.connection(_target(run, call))
-            run.descriptors.describes(call.on, connection.name)
-            connection.stack_port = run.descriptors.port_of(call.on)
-            connection.called("active-open")
-        case m.CloseCall() | m.ShutdownCall():
-            if isinstance(call, m.ShutdownCall) and call.how == "rd":
-                return
-            name = run.descriptors.connection_of(call.on)
-            if name is not None:
-                aborts = isinstance(call, m.CloseCall) and run.descriptors.aborts(call.on)
-                run.connection(name).called("abort" if aborts else "close")
-            elif isinstance(call, m.CloseCall):
-                run.descriptors.unlistens(call.on)
-        case m.KillCall() | m.ExitCall():
-            for connection in run.connections.values():
-                connection.called("close")

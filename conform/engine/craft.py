@@ -6,9 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from conform.case import model as m
+from conform.engine.endings import Senseless
 from conform.engine.matcher import ECN_CODEPOINTS
 from conform.tcp.segment import ACK, SYN, IcmpError, IPFields, Option, Packet, Segment
-from conform.tcp.sequence import MODULUS, add, lt
+from conform.tcp.sequence import MODULUS, lt
 from conform.tcp.tracker import Connection
 
 if TYPE_CHECKING:
@@ -34,10 +35,6 @@ ICMP_TYPES: dict[str, dict[int, tuple[int, int]]] = {
     "reassembly-time-exceeded": {4: (11, 1), 6: (3, 1)},
     "parameter-problem": {4: (12, 0), 6: (4, 0)},
 }
-
-
-class Senseless(Exception):  # noqa: N818
-    """What the case asks for makes no sense in this trial: neither the stack's fault nor conform's."""
 
 
 class Craft:
@@ -97,7 +94,8 @@ class Craft:
         if "options" not in fields and connection.timestamps and not flags & SYN:
             fields["options"] = (Option("ts", (self._clock(connection), connection.last_tsval if flags & ACK else 0)),)
         port = connection.stack_port or self._run.stack.port
-        return Segment(ip=self._run.addresses(), sport=connection.tester_port, dport=port, **fields)
+        ip = self._run.ends.ip(self._run.ends[connection.name])
+        return Segment(ip=ip, sport=connection.tester_port, dport=port, **fields)
 
     def _clock(self, connection: Connection) -> int:
         """TSval now: never behind one that the case has sent itself, which PAWS would refuse (RFC 7323 section 5)."""
@@ -162,8 +160,8 @@ class Craft:
         if icmp.seq is not None:
             connection = self._run.connection(spec.conn)
             env = self._run.environment(connection)
-            quoted = replace(quoted, seq=add(env.sequence(icmp.seq, connection.iss), 0))
-        ip = self._run.addresses()
+            quoted = replace(quoted, seq=env.sequence(icmp.seq, connection.iss))
+        ip = self._run.ends.ip(self._run.ends[spec.conn])
         if spec.ip is not None:
             ip = self._ip(ip, spec.ip)
         return IcmpError(ip, kind, code, quoted, icmp.mtu, icmp.pointer, icmp.quoted_length)

@@ -2,44 +2,96 @@
 
 from __future__ import annotations
 
-from conform.engine.packets import inject
-from conform.engine.runtime import Runtime, Script, relative
-from conform.engine.state import note_state, read_state
+from dataclasses import dataclass
+
+from conform.engine.connections import Arrival, End
+from conform.engine.matcher import relative
+from conform.engine.packets import inject, take
+from conform.engine.runtime import Runtime, Script
+from conform.engine.state import implied, note_state, possible_states, read_state
 from conform.tcp import states as st
 from conform.tcp.segment import ACK, RST, Segment
 from conform.tcp.sequence import add
-from conform.tcp.tracker import Connection
+
+#: The connection of which only the port is probed.
+PORT = "probe"
+#: What an ACK acknowledges that belongs to nothing: the reset that it draws has that sequence number.
+_ASTRAY = 0x1234
+_RESETTING = frozenset({st.CLOSED, st.LISTEN})
+_ACKNOWLEDGING = st.SYNCHRONIZED | {st.SYN_RECEIVED}
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What a probe is to be answered with: an ACK or a RST of that number, which acknowledges one of ``acks``."""
+
+    flag: int
+    seq: int
+    acks: frozenset[int] = frozenset()
+
+    def is_given_by(self, seg: Segment) -> bool:
+        """Whether *seg* is this answer."""
+        right = seg.seq == self.seq and seg.flags & (RST | self.flag) == self.flag
+        return right and (not self.acks or seg.ack in self.acks) and not seg.length
+
+    def __str__(self) -> str:
+        text = f"{'ACK' if self.flag == ACK else 'RST'} seq={self.seq}"
+        return text + (f" ack={' or '.join(map(str, sorted(self.acks)))}" if self.acks else "")
+
+
+@dataclass(slots=True)
+class _Held:
+    """Whether an arrival answers a probe."""
+
+    fits: bool
 
 
 def probe(run: Runtime) -> Script:
-    """The stack is alive: each state's own answer to a segment that it must answer and that changes nothing.
-
-    RFC 9293 section 3.10.7. Where the state is not known, the port is probed. Raises StepFailed.
-    """
-    used = [c for c in run.connections.values() if c.used and c.stack_port is not None]
-    connection = used[0] if used else None
-    if connection is None:
+    """The stack is alive, and so is each connection of the case. Raises StepFailed, Broken."""
+    used = [end for end in run.ends.ends.values() if end.connection.used and end.connection.name != PORT]
+    used = [end for end in used if end.connection.stack_port is not None]
+    for end in used:
+        yield from _probe_connection(run, end)
+    if not used:
         yield from probe_port(run)
-        return
+
+
+def _probe_connection(run: Runtime, end: End) -> Script:
+    """Each state's own answer to a segment that it must answer and that changes nothing (RFC 9293 section 3.10.7).
+
+    The state that the stack says is believed only where the wire allows it. Where it says none, the answer of any state
+    that the wire allows is right.
+    """
+    connection = end.connection
     state = None
     if "states" in run.stack.capabilities:
         state = yield from read_state(run, connection.name)
-        if state is not None:
-            note_state(run, connection.name, state)
-    if state is None and len(connection.states) == 1:
-        state = next(iter(connection.states))
-    if state in st.SYNCHRONIZED | {st.SYN_RECEIVED} and connection.iss is not None:
+        if state is not None and not end.queue and state not in possible_states(run, end):
+            yield from run.settle()  # once more, as for the step state
+            state = yield from read_state(run, connection.name)
+    possible = possible_states(run, end)
+    if state is not None:
+        note_state(run, connection.name, state)
+        if not end.queue and state not in possible:
+            wanted = " or ".join(sorted(possible))
+            raise run.fail(implied(state, end), wanted, state, entry=len(run.transcript.entries) - 1)
+        possible = {state}
+    if connection.iss is None and not possible <= _RESETTING:
+        yield from probe_port(run)
+    elif possible <= _ACKNOWLEDGING | _RESETTING:
         # One octet below the window: unacceptable, so it draws an ACK and is dropped (section 3.10.7.4, first).
-        below = add(connection.lowest_rcv_nxt, -1)
-        segment = run.craft.segment(connection, flags=ACK, seq=below, ack=connection.snd_nxt)
-        yield from _probed(run, segment, connection, ACK, connection.snd_nxt, *sorted(connection.rcv_nxts))
-    elif state == st.SYN_SENT and connection.iss is not None:
+        astray = connection.snd_nxt if possible & _ACKNOWLEDGING else _ASTRAY
+        seq = connection.tester_nxt if possible <= _RESETTING else add(connection.lowest_rcv_nxt, -1)
+        answers = []
+        if possible & _ACKNOWLEDGING:
+            answers.append(_Answer(ACK, connection.snd_nxt, connection.rcv_nxts))
+        if possible & _RESETTING:
+            answers.append(_Answer(RST, astray))
+        yield from _probed(run, end, run.craft.segment(connection, flags=ACK, seq=seq, ack=astray), answers)
+    elif possible <= {st.SYN_SENT} | _RESETTING:
         wrong = add(connection.snd_nxt, 1000)
         segment = run.craft.segment(connection, flags=ACK, seq=connection.tester_nxt, ack=wrong)
-        yield from _probed(run, segment, connection, RST, wrong)
-    elif state in (st.CLOSED, st.LISTEN):
-        segment = run.craft.segment(connection, flags=ACK, seq=connection.tester_nxt, ack=0x1234)
-        yield from _probed(run, segment, connection, RST, 0x1234)
+        yield from _probed(run, end, segment, [_Answer(RST, wrong)])
     else:
         yield from probe_port(run)
 
@@ -49,30 +101,25 @@ def probe_port(run: Runtime) -> Script:
 
     RFC 9293 sections 3.10.7.1 and 3.10.7.2. Raises StepFailed.
     """
-    connection = run.connection("probe")
-    connection.stack_port = connection.stack_port or run.stack.port
-    segment = run.craft.segment(connection, flags=ACK, seq=connection.tester_nxt, ack=0x1234)
-    yield from _probed(run, segment, connection, RST, 0x1234)
+    end = run.ends[PORT]
+    segment = run.craft.segment(end.connection, flags=ACK, seq=end.connection.tester_nxt, ack=_ASTRAY)
+    yield from _probed(run, end, segment, [_Answer(RST, _ASTRAY)])
 
 
-def _probed(run: Runtime, probe: Segment, connection: Connection, flag: int, seq: int, *acks: int) -> Script:
-    yield from inject(run, probe, connection)
-    queue = run.queues[connection.name]
-    wanted = f"{'ACK' if flag == ACK else 'RST'} seq={seq}" + (f" ack={' or '.join(map(str, acks))}" if acks else "")
+def _probed(run: Runtime, end: End, segment: Segment, answers: list[_Answer]) -> Script:
+    yield from inject(run, segment)
+    wanted = " or ".join(str(answer) for answer in answers)
     deadline = run.now + run.stack.timers["timer.response.max"]
-    while True:
-        arrival = yield from run.head(queue, deadline)
-        if arrival is None:
-            raise run.fail("the stack gives no sign of life: the probe was not answered", wanted, "nothing")
-        queue.popleft()
-        segment = arrival.segment
-        right = segment.seq == seq and segment.flags & (RST | flag) == flag and (not acks or segment.ack in acks)
-        if right and not segment.length:
-            connection.observed(segment)
-            run.transcript.note(run.now, "matched", step=run.path, of=arrival.entry)
-            return
-        noise = run.noise(connection, arrival, None)
-        if noise is None:
-            summary = f"the probe of life was answered by {segment}, want {wanted}"
-            raise run.fail(summary, wanted, relative(segment, connection), entry=arrival.entry)
-        run.pass_over(connection, arrival, noise)
+
+    def hold(arrival: Arrival) -> _Held:
+        return _Held(any(answer.is_given_by(arrival.segment) for answer in answers))
+
+    came = yield from run.next_arrival(end, deadline, hold, None)
+    if came is None:
+        raise run.fail("the stack gives no sign of life: the probe was not answered", wanted, "nothing")
+    arrival, found = came
+    if not found.fits:
+        summary = f"the probe of life was answered by {arrival.segment}, want {wanted}"
+        raise run.fail(summary, wanted, relative(arrival.segment, end.connection), entry=arrival.entry)
+    take(run, end, arrival)
+    run.transcript.note(run.now, "matched", step=run.path, of=arrival.entry)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from conform.case.expr import Expr, Match
 from conform.case.model import ExpectSpec, IPMatch, OptionsMatch
-from conform.tcp.segment import FLAG_LETTERS, Option, Segment, flag_names
+from conform.tcp.segment import ACK, FLAG_LETTERS, Option, Segment, flag_names
 from conform.tcp.sequence import MODULUS, add, diff
 from conform.tcp.tracker import Connection
 
@@ -27,6 +28,10 @@ class Mismatch:
     words: str
 
 
+class _NoSyn(LookupError):  # noqa: N818
+    """ISS was asked of a segment that should have been the SYN: not the case's fault."""
+
+
 class Environment:
     """Where expressions find their values: a connection's variables, other connections, snapshots, captures, timers."""
 
@@ -36,13 +41,16 @@ class Environment:
         self._resolve = resolve
 
     def value(self, expr: Expr) -> float:
-        """The value of *expr*. Raises LookupError."""
-        return expr.evaluate(self._named)
+        """The value of *expr*. Raises LookupError, and ArithmeticError."""
+        return finite(expr.evaluate(self._named))
 
     def _named(self, name: str) -> float:
         seg = self.candidate
-        if name == "ISS" and self.connection.iss is None and seg is not None and seg.flags & FLAG_LETTERS["S"]:
-            return seg.seq  # the stack chooses it, in the SYN that is held against the expectation
+        if name == "ISS" and self.connection.iss is None and seg is not None:
+            # The stack chooses it, in the SYN that is held against the expectation.
+            if not seg.flags & FLAG_LETTERS["S"]:
+                raise _NoSyn("the stack has sent no SYN, nor is this one")
+            return seg.seq
         if name == "RCV.NXT":
             return self.connection.variable(name, seg)
         return self._resolve(name, self.connection)
@@ -51,6 +59,13 @@ class Environment:
         """*expr* as a sequence number; a bare number counts from *base* (0 when that is unknown)."""
         value = int(self.value(expr))
         return add(base or 0, value) if expr.is_plain_number else value % MODULUS
+
+
+def finite(value: float) -> float:
+    """*value*, if it is a number. Raises OverflowError."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise OverflowError("its value is no number")
+    return value
 
 
 def _holds(op: str, actual: int, low: int, high: int | None, sequence: bool) -> bool:
@@ -107,6 +122,18 @@ class FieldMatcher:
         self.env = env
         self.mismatches: list[Mismatch] = []
         self.captured: dict[str, int] = {}
+        self._unknown: list[LookupError] = []
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing differs."""
+        return not self.mismatches
+
+    def known(self) -> FieldMatcher:
+        """Itself. Raises LookupError if only values differ that the case cannot have: nobody can fit those."""
+        if self._unknown and len(self._unknown) == len(self.mismatches):
+            raise self._unknown[0]
+        return self
 
     def miss(self, field: str, expected: str, actual: str, words: str = "") -> None:
         """Record that *field* is *actual* and not *expected*."""
@@ -142,6 +169,8 @@ class FieldMatcher:
             raise
         except LookupError as error:
             self.miss(field, match.text.strip(), str(actual), f"{field} {actual}, want {match.text.strip()}: {error}")
+            if not isinstance(error, _NoSyn):
+                self._unknown.append(error)
             return
         if _holds(match.op, actual, low, high, sequence):
             return
@@ -167,7 +196,8 @@ class FieldMatcher:
 def match_segment(spec: ExpectSpec, seg: Segment, env: Environment, again: Segment | None) -> FieldMatcher:
     """Hold *seg* against *spec*; ``mismatches`` of the result is empty when it fits.
 
-    *again* is the segment that ``again:`` names. An expression that has no value yet is a mismatch.
+    *again* is the segment that ``again:`` names. An expression that has no value is a mismatch beside others; alone it
+    raises LookupError.
     """
     env.candidate = seg
     out = FieldMatcher(env)
@@ -190,7 +220,7 @@ def match_segment(spec: ExpectSpec, seg: Segment, env: Environment, again: Segme
         match_options(out, spec.options, seg)
     if spec.ip is not None:
         _ip(out, spec.ip, seg)
-    return out
+    return out.known()
 
 
 def _flag_words(spec: ExpectSpec, seg: Segment) -> str:
@@ -352,3 +382,14 @@ def describe(spec: ExpectSpec, env: Environment) -> str:
     if spec.ip is not None:
         parts.append("IP " + ", ".join(sorted(spec.ip.model_dump(exclude_none=True))))
     return " ".join(parts)
+
+
+def relative(segment: Segment, connection: Connection) -> str:
+    """*segment* for a reader, its numbers counted from the initial sequence numbers as well."""
+    text = str(segment)
+    notes = []
+    if connection.iss is not None:
+        notes.append(f"ISS+{(segment.seq - connection.iss) % MODULUS}")
+    if segment.flags & ACK:
+        notes.append(f"acks IRS+{(segment.ack - connection.irs) % MODULUS}")
+    return f"{text} ({', '.join(notes)})" if notes else text

@@ -1,4 +1,4 @@
-"""Whether a call's reply is what the case says, and what a call that succeeded means for later ones."""
+"""Whether a call's reply is what the case says, and a reply in words."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Outcomes:
-    """Judges replies, and tells the runtime what a call that succeeded means for later ones."""
+    """Judges replies."""
 
     def __init__(self, run: Runtime) -> None:
         self._run = run
@@ -24,7 +24,6 @@ class Outcomes:
         problem = self._problem(pending.call, outcome, reply)
         if problem is not None:
             raise self._run.fail(*problem, self._run.reply_entries.get(pending.action))
-        self._took_place(pending.call, reply)
         self._run.asserted()
 
     def fits(self, pending: PendingCall, outcome: m.Outcome) -> bool:
@@ -125,6 +124,7 @@ class Outcomes:
         run = self._run
         out = FieldMatcher(run.environment(run.connection(m.CONNECTION)))
         out.number(what, match, int(actual))
+        out.known()
         return out.mismatches[0].words if out.mismatches else None
 
     def _data(self, call: m.Call, outcome: m.Outcome, reply: dict[str, Any]) -> str | None:
@@ -132,8 +132,9 @@ class Outcomes:
             return None
         actual = bytes.fromhex(reply.get("data") or "")
         if outcome.data == "sent":
-            name = self._run.descriptors.connection_of(getattr(call, "on", m.CONNECTION)) or m.CONNECTION
-            connection = self._run.connection(name)
+            file = self._run.descriptors.file(call.by, getattr(call, "on", m.CONNECTION))
+            name = file.connection if file is not None else None
+            connection = self._run.connection(name or m.CONNECTION)
             wanted = bytes(connection.received[connection.read :][: getattr(call, "size", None)])
         else:
             assert isinstance(outcome.data, bytes)
@@ -144,28 +145,3 @@ class Outcomes:
             return f"the application read {len(actual)} octets, want {len(wanted)}"
         at = next(i for i, (a, b) in enumerate(zip(actual, wanted, strict=True)) if a != b)
         return f"the application read other octets than expected, from octet {at} on"
-
-    def _took_place(self, call: m.Call, reply: dict[str, Any]) -> None:
-        if reply.get("error"):
-            return
-        run = self._run
-        match call:
-            case m.BindCall():
-                port = call.port if isinstance(call.port, int) else run.stack.port if call.port is None else 0
-                if port:
-                    run.descriptors.binds(call.on, port)
-            case m.ListenCall():
-                run.descriptors.listens(call.on)
-            case m.SetsockoptCall(option="SO_LINGER", value=dict() as value):
-                run.descriptors.lingers(call.on, bool(value.get("onoff")) and not value.get("linger"))
-            case m.AcceptCall():
-                name = call.as_ or m.CONNECTION
-                run.descriptors.describes(name, name if name in run.connections else m.CONNECTION)
-            case m.DupCall():
-                of = run.descriptors.connection_of(call.on)
-                if of is not None:
-                    run.descriptors.describes(call.as_, of)
-            case m.RecvCall():
-                name = run.descriptors.connection_of(call.on) or m.CONNECTION
-                if "MSG_PEEK" not in call.flags and "MSG_OOB" not in call.flags:
-                    run.connection(name).read += len(reply.get("data") or "") // 2

@@ -2,166 +2,155 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from conform.case import model as m
 from conform.case.expr import Expr
 from conform.engine import events as ev
-from conform.engine.matcher import FieldMatcher, describe, match_segment
-from conform.engine.runtime import (
-    Arrival,
-    Interval,
-    Runtime,
-    Script,
-    Snapshot,
-    StepFailed,
-    Undecided,
-    duration,
-    relative,
-)
+from conform.engine.connections import Arrival, End
+from conform.engine.endings import StepFailed
+from conform.engine.matcher import FieldMatcher, Mismatch, describe, match_segment, relative
+from conform.engine.runtime import Runtime, Script, Snapshot, too_late_to_tell
+from conform.engine.timing import Interval, duration, exactly, judge
 from conform.tcp.segment import FIN, RST, SYN, Segment
-from conform.tcp.tracker import Connection
 
 
 # Sending -------------------------------------------------------------------------------------------------------------
 def send(run: Runtime, spec: m.SendSpec) -> Script:
     """The step ``send``. Raises Senseless, and LookupError when an expression has no value."""
     yield from run.quiet()
-    connection = run.connection(spec.conn)
-    packet = run.craft.packet(spec, connection)
-    when = yield from inject(run, packet, connection)
+    packet = run.craft.packet(spec, run.connection(spec.conn))
+    when = yield from inject(run, packet)
     run.event = when
     if spec.as_ is not None and isinstance(packet, Segment):
         run.snapshots[spec.as_] = Snapshot(packet, when)
 
 
-def inject(run: Runtime, packet: Any, connection: Connection) -> Script:
-    """Put *packet*, of *connection*, on the link; when it went out, as an :class:`Interval`.
+def inject(run: Runtime, packet: Any) -> Script:
+    """Put *packet* on the link; when it went out, as an :class:`Interval`.
 
-    The tracker of *connection* is told of a segment that belongs to it and that the stack is to process. Raises Broken.
+    The tracker of the connection that a segment belongs to, by its addresses and ports, is told of it, if the stack is
+    to process it. Raises Broken.
     """
     action = run.do(ev.Inject, packet=packet)
     run.stimulated()
     yield from run.answered(action, run.injected, "the link")
     done = run.injected.pop(action)
-    if isinstance(packet, Segment):
-        own_ports = (packet.sport, packet.dport) == (connection.tester_port, connection.stack_port)
-        own_addresses = (packet.ip.dst, packet.ip.src) == run.stack.addresses[run.trial.ip]
-        if own_ports and own_addresses and packet.ip.checksum is None:
-            una = connection.snd_una
-            connection.injected(packet)
-            run.stirred[connection.name] = run.now
-            if connection.snd_una != una:
-                run.moved[connection.name] = (una, done.after)
+    end = run.ends.sender(packet) if isinstance(packet, Segment) and packet.ip.checksum is None else None
+    if end is not None:
+        una = end.connection.snd_una
+        end.connection.injected(packet)
+        end.stirred = run.now
+        if end.connection.snd_una != una:
+            end.moved = (una, done.after)
     return Interval(done.before, done.after)
 
 
 # Expecting -----------------------------------------------------------------------------------------------------------
 def expect(run: Runtime, spec: m.ExpectSpec) -> Script:
     """The step ``expect``. Raises StepFailed, Undecided, and LookupError when what it names has no value."""
-    connection = run.connection(spec.conn)
+    end = run.ends[spec.conn]
     if spec.stream is not None:
-        yield from _stream(run, spec, connection)
+        yield from _stream(run, spec, end)
         return
     if spec.again is not None:
         run.snapshot(spec.again)
-    queue = run.queues[connection.name]
-    deadline = deadline_of(run, spec)
-    while True:
-        arrival = yield from run.head(queue, deadline)
-        if arrival is None:
-            raise nothing_came(run, spec, connection)
-        found = fit(run, spec, arrival, connection)
-        if not found.mismatches:
-            queue.popleft()
-            _consume(run, spec, arrival, connection, found)
-            return
-        noise = run.noise(connection, arrival, spec.noise)
-        if noise is None:
-            raise _mismatch(run, spec, arrival, connection, found)
-        queue.popleft()
-        run.pass_over(connection, arrival, noise)
+    due = due_of(run, spec)
+    came = yield from run.next_arrival(end, due.deadline, lambda arrival: fit(run, spec, arrival, end), spec.noise)
+    if came is None:
+        raise nothing_came(run, spec, end)
+    arrival, found = came
+    if not found.fits:
+        raise _mismatch(run, spec, arrival, end, found)
+    check_time(run, spec, due, arrival)
+    take(run, end, arrival)
+    keep(run, spec, arrival, found)
+    run.event = arrival.when
 
 
-def nothing_came(run: Runtime, spec: m.ExpectSpec, connection: Connection) -> StepFailed:
-    """The failure that nothing came of what *spec* expects on *connection*; to be raised."""
+def nothing_came(run: Runtime, spec: m.ExpectSpec, end: End) -> StepFailed:
+    """The failure that nothing came of what *spec* expects on *end*; to be raised."""
     waited = duration(run.now - run.event.high)
-    wanted = describe(spec, run.environment(connection))
+    wanted = describe(spec, run.environment(end.connection))
     return run.fail(f"nothing came within {waited}", wanted, "nothing")
 
 
-def _mismatch(
-    run: Runtime, spec: m.ExpectSpec, arrival: Arrival, connection: Connection, found: FieldMatcher
-) -> StepFailed:
+def _mismatch(run: Runtime, spec: m.ExpectSpec, arrival: Arrival, end: End, found: FieldMatcher) -> StepFailed:
     words = tuple(mismatch.words for mismatch in found.mismatches)
-    return run.fail(
-        words[0],
-        describe(spec, run.environment(connection)),
-        relative(arrival.segment, connection),
-        words,
-        arrival.entry,
-    )
+    wanted = describe(spec, run.environment(end.connection))
+    return run.fail(words[0], wanted, relative(arrival.segment, end.connection), words, arrival.entry)
 
 
-def fit(run: Runtime, spec: m.ExpectSpec, arrival: Arrival, connection: Connection) -> FieldMatcher:
-    """Hold *arrival* against *spec*; ``mismatches`` of the result is empty when it fits. Raises LookupError."""
+def fit(run: Runtime, spec: m.ExpectSpec, arrival: Arrival, end: End) -> FieldMatcher:
+    """Hold *arrival* against *spec*, time aside. Raises LookupError."""
     again = run.snapshot(spec.again).segment if spec.again else None
-    return match_segment(spec, arrival.segment, run.environment(connection), again)
+    return match_segment(spec, arrival.segment, run.environment(end.connection), again)
 
 
-def _consume(run: Runtime, spec: m.ExpectSpec, arrival: Arrival, connection: Connection, found: FieldMatcher) -> None:
-    _check_time(run, spec, arrival.when, arrival.entry)
+def take(run: Runtime, end: End, arrival: Arrival) -> None:
+    """Consume *arrival*, the oldest on *end*, as expected. Raises StepFailed."""
+    end.queue.popleft()
+    run.consumed(end, arrival)
+
+
+def keep(run: Runtime, spec: m.ExpectSpec, arrival: Arrival, found: FieldMatcher) -> None:
+    """*arrival* is what *spec* expects, and *found* says so: keep what it names of it."""
     run.captures.update(found.captured)
-    connection.observed(arrival.segment)
     if spec.as_ is not None:
         run.snapshots[spec.as_] = Snapshot(arrival.segment, arrival.when)
     run.transcript.note(run.now, "matched", step=run.path, of=arrival.entry, **({"as": spec.as_} if spec.as_ else {}))
-    run.event = arrival.when
     run.asserted()
 
 
-def _stream(run: Runtime, spec: m.ExpectSpec, connection: Connection) -> Script:
-    assert spec.stream is not None
-    queue = run.queues[connection.name]
-    deadline = deadline_of(run, spec)
+def _stream(run: Runtime, spec: m.ExpectSpec, end: End) -> Script:
+    wanted = spec.stream or 0
     start = run.event
+    due = due_of(run, spec)
     got = bytearray()
-    while len(got) < spec.stream:
-        arrival = yield from run.head(queue, deadline)
-        if arrival is None:
-            raise run.fail(f"{len(got)} octets came, want {spec.stream}", f"{spec.stream} octets", f"{len(got)} octets")
-        segment = arrival.segment
-        fits = segment.payload and segment.seq == connection.snd_nxt and not segment.flags & (RST | SYN | FIN)
-        if fits:
-            found = match_segment(spec, segment, run.environment(connection), None)
-            if found.mismatches:
-                raise _mismatch(run, spec, arrival, connection, found)
-            got += segment.payload
-            if len(got) > spec.stream:
-                raise run.fail(
-                    f"{len(got)} octets came, want {spec.stream}",
-                    f"{spec.stream} octets",
-                    f"{len(got)} octets",
-                    entry=arrival.entry,
-                )
-            queue.popleft()
-            run.event = start  # what is said of time is said of the whole
-            _consume(run, spec, arrival, connection, found)
-            if spec.within is None and spec.between is None:
-                deadline = deadline_of(run, spec)
-            continue
-        noise = run.noise(connection, arrival, spec.noise)
-        if noise is None:
-            raise run.fail(
-                f"the stack sent {segment}, want the octets from SND.NXT = {connection.snd_nxt} on",
-                f"{spec.stream - len(got)} more octets",
-                relative(segment, connection),
-                entry=arrival.entry,
-            )
-        queue.popleft()
-        run.pass_over(connection, arrival, noise)
+
+    def hold(arrival: Arrival) -> FieldMatcher:
+        return _in_stream(run, spec, arrival, end, wanted - len(got))
+
+    while len(got) < wanted:
+        came = yield from run.next_arrival(end, due.deadline, hold, spec.noise)
+        if came is None:
+            raise run.fail(f"{len(got)} octets came, want {wanted}", f"{wanted} octets", f"{len(got)} octets")
+        arrival, found = came
+        if not found.fits:
+            words = tuple(mismatch.words for mismatch in found.mismatches)
+            actual = relative(arrival.segment, end.connection)
+            raise run.fail(words[0], f"{wanted - len(got)} more octets", actual, words, arrival.entry)
+        got += arrival.segment.payload
+        if len(got) > wanted:
+            so_far = f"{len(got)} octets"
+            raise run.fail(f"{so_far} came, want {wanted}", f"{wanted} octets", so_far, entry=arrival.entry)
+        check_time(run, spec, due, arrival)
+        take(run, end, arrival)
+        keep(run, spec, arrival, found)
+        run.event = arrival.when
+        if spec.within is None and spec.between is None:
+            # What is said of time is said of the whole; else each piece has the stack's time to answer.
+            due = Due(start, due.least, None, due_of(run, spec).deadline)
     if spec.payload is not None and bytes(got) != spec.payload:
         raise run.fail("the octets are not those expected", repr(spec.payload[:24]), repr(bytes(got[:24])))
+
+
+def _in_stream(run: Runtime, spec: m.ExpectSpec, arrival: Arrival, end: End, left: int) -> FieldMatcher:
+    """Hold *arrival* against what *spec* says of each segment of a stream of which *left* octets are to come.
+
+    The flags that *spec* names are the last segment's; without them none has a FIN.
+    """
+    segment, connection = arrival.segment, end.connection
+    last = len(segment.payload) >= left
+    if spec.flags is not None and not last:
+        spec = spec.model_copy(update={"flags": None})
+    found = fit(run, spec, arrival, end)
+    ends = FIN if spec.flags is not None else 0
+    if not segment.payload or segment.seq != connection.snd_nxt or segment.flags & (RST | SYN | FIN) & ~ends:
+        words = f"the stack sent {segment}, want the octets from SND.NXT = {connection.snd_nxt} on"
+        found.mismatches.insert(0, Mismatch("seq", str(connection.snd_nxt), str(segment.seq), words))
+    return found
 
 
 # Silence -------------------------------------------------------------------------------------------------------------
@@ -187,54 +176,44 @@ def silence(run: Runtime, spec: m.SilenceSpec) -> Script:
 
 
 # Timing --------------------------------------------------------------------------------------------------------------
-def _bound(run: Runtime, spec: m.Timing) -> tuple[Interval, float | None, float | None]:
-    """What a timing counts from, and its least and most in seconds."""
-    base = run.snapshot(spec.from_).when if spec.from_ else run.event
-    if spec.between is not None:
-        return base, run.seconds(spec.between[0]), run.seconds(spec.between[1])
-    after = run.seconds(spec.after) if spec.after is not None else None
-    within = run.seconds(spec.within) if spec.within is not None else None
-    return base, after, within
+@dataclass(frozen=True, slots=True)
+class Due:
+    """When what is expected must come: at least and at most so long after ``base``, and by ``deadline`` at all.
 
-
-def deadline_of(run: Runtime, spec: m.Timing) -> float:
-    """The moment by which what *spec* expects must have come, in seconds since the trial's start.
-
-    Where *spec* sets none it is the stack's time to answer, from when it may. Raises LookupError.
+    Where the case sets no ``most``, the deadline is the stack's time to answer.
     """
-    base, after, within = _bound(run, spec)
-    if within is None:
-        # Without a bound of its own: the stack's time to answer, from when it may answer.
-        return max(run.now, base.high) + (after or 0.0) + run.stack.timers["timer.response.max"]
-    return base.high + within + run.stack.tolerance
+
+    base: Interval
+    least: float | None
+    most: float | None
+    deadline: float
 
 
-def _check_time(run: Runtime, spec: m.Timing, when: Interval, entry: int) -> None:
-    base, after, within = _bound(run, spec)
-    if after is None and within is None:
-        return
-    least, most = when.low - base.high, when.high - base.low
-    slack = run.stack.tolerance
-    came = f"{duration(when.high - base.high)} after {spec.from_ or 'the event before'}"
-    if within is not None:
-        if least > within + slack:
-            raise run.fail(
-                f"it came too late: {came}, want within {duration(within)}",
-                f"within {duration(within)}",
-                came,
-                entry=entry,
-            )
-        if most > within + slack:
-            late = duration(when.high - when.low)
-            raise Undecided(f"conform's loop was late by {late}; whether {came} is too late cannot be told")
-    if after is not None:
-        if most < after - slack:
-            raise run.fail(
-                f"it came too early: {came}, want after {duration(after)}",
-                f"after {duration(after)}",
-                came,
-                entry=entry,
-            )
-        if least < after - slack:
-            late = duration(when.high - when.low)
-            raise Undecided(f"conform's loop was late by {late}; whether {came} is too early cannot be told")
+def due_of(run: Runtime, spec: m.Timing) -> Due:
+    """When what *spec* expects must come. Raises LookupError."""
+    awaited, run.awaited = run.now if run.awaited is None else run.awaited, None
+    base = run.snapshot(spec.from_).when if spec.from_ else run.event
+    after, within = spec.between or (spec.after, spec.within)
+    least = run.seconds(after) if after is not None else None
+    most = run.seconds(within) if within is not None else None
+    if most is not None:
+        return Due(base, least, most, base.high + most + run.stack.tolerance)
+    # Without a bound of its own: the stack's time to answer, from when it may answer.
+    return Due(base, least, None, max(awaited, base.high) + (least or 0.0) + run.stack.timers["timer.response.max"])
+
+
+def check_time(run: Runtime, spec: m.Timing, due: Due, arrival: Arrival) -> None:
+    """Raise StepFailed when *arrival*, which *spec* expects, was early or late; Undecided if it may have been."""
+    when, slack = arrival.when, run.stack.tolerance
+    came = f"{duration(when.high - due.base.high)} after {spec.from_ or 'the event before'}"
+    judgment = judge(when.since(due.base), exactly(due.least, -slack), exactly(due.most, slack))
+    side, wanted = "late", f"within {duration(due.most or 0)}"
+    if judgment == "ok" and due.most is None:
+        judgment = judge(when, most=exactly(due.deadline))
+        wanted = f"within {duration(run.stack.timers['timer.response.max'])}, the stack's time to answer"
+    elif judgment in ("early", "early?"):
+        side, wanted = "early", f"after {duration(due.least or 0)}"
+    if judgment in ("early", "late"):
+        raise run.fail(f"it came too {side}: {came}, want {wanted}", wanted, came, entry=arrival.entry)
+    if judgment != "ok":
+        raise too_late_to_tell(when, f"{came} is too {side}")

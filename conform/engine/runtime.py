@@ -7,26 +7,28 @@ generator (:data:`Script`), to be called with ``yield from``: each ``yield`` in 
 from __future__ import annotations
 
 import math
-import random
-from collections import deque
-from collections.abc import Container, Generator
+from collections.abc import Callable, Container, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from conform.case import model as m
 from conform.case.expr import VARIABLES, Expr
 from conform.case.vocabulary import DEFAULT_NOISE
 from conform.engine import events as ev
-from conform.engine.craft import Craft, Senseless
+from conform.engine.connections import Arrival, Connections, End
+from conform.engine.craft import Craft
 from conform.engine.descriptors import Descriptors
-from conform.engine.matcher import Environment
+from conform.engine.endings import Broken, NotTaken, Senseless, StepFailed, Undecided
+from conform.engine.given import Given
+from conform.engine.matcher import Environment, finite, relative
 from conform.engine.outcomes import Outcomes
+from conform.engine.timing import Interval, duration, exactly, judge
 from conform.engine.transcript import DIGITS, Transcript
 from conform.engine.trial import Trial
 from conform.engine.verdict import Failure
 from conform.tcp import rules
-from conform.tcp.segment import ACK, IPFields, Segment
-from conform.tcp.sequence import MODULUS, add, diff
+from conform.tcp.segment import ACK, SYN, Segment
+from conform.tcp.sequence import add, diff
 from conform.tcp.tracker import Connection
 
 #: What may wait: yields when it does, and returns what its docstring says.
@@ -36,25 +38,6 @@ Script = Generator[None, None, Any]
 CALL_PATIENCE = 5
 #: How long after that the agent itself may be silent, in seconds, before it counts as broken.
 AGENT_GRACE = 5.0
-#: Where a trial's tester ports come from.
-_PORTS = range(32768, 60999)
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A moment that is known to lie in ``low`` .. ``high``."""
-
-    low: float
-    high: float
-
-
-@dataclass(slots=True)
-class Arrival:
-    """A segment that waits to be consumed. ``entry`` is its index in the transcript."""
-
-    segment: Segment
-    when: Interval
-    entry: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +50,53 @@ class Snapshot:
 
 @dataclass(slots=True)
 class PendingCall:
-    """A call that was begun by ``action``. An agent that has not said by ``deadline`` what came of it is broken."""
+    """A call that was begun by ``action``. An agent that has not said by ``deadline`` what came of it is broken.
+
+    ``undo`` takes back what it made possible, should it turn out to have failed.
+    """
 
     call: m.Call
     action: int
     begun: float
     deadline: float
     in_recipe: bool
+    undo: Callable[[], None] | None = None
 
 
-class StepFailed(Exception):  # noqa: N818
-    """The stack did not do what the step says."""
+class _Held(Protocol):
+    """What comes of holding an arrival against what is expected."""
 
-    def __init__(self, failure: Failure, covers: tuple[str, ...] = ()) -> None:
-        super().__init__(failure.summary)
-        self.failure = failure
-        self.covers = covers
-
-
-class Undecided(Exception):  # noqa: N818
-    """conform was late, and whether the stack was cannot be told."""
+    @property
+    def fits(self) -> bool:
+        """Whether it is what is expected."""
 
 
-class Broken(Exception):  # noqa: N818
-    """conform itself failed."""
+_H = TypeVar("_H", bound=_Held)
+
+#: Noise as a step says it: names, ``"forbid"``, or ``None`` for the case's own.
+Allowed = list[Any] | str | None
+
+
+class _At:
+    """The context of a step."""
+
+    __slots__ = ("_outer", "_path", "_run", "_step")
+
+    def __init__(self, run: Runtime, step: m.Step, path: str) -> None:
+        self._run, self._step, self._path = run, step, path
+        self._outer = run.path, run.place, run.covers
+
+    def __enter__(self) -> None:
+        run, step = self._run, self._step
+        run.path, run.place = self._path, step.place or run.place
+        if step.covers:
+            run.covers = tuple(step.covers)
+        run.transcript.note(run.now, "step", step=self._path)
+
+    def __exit__(self, ended_by: object, *_: object) -> None:
+        if ended_by is None:
+            run = self._run
+            run.path, run.place, run.covers = self._outer
 
 
 class Runtime:
@@ -115,6 +121,8 @@ class Runtime:
         self.deadline: float | None = None
         #: "The event before": what timing counts from.
         self.event = Interval(0.0, 0.0)
+        #: Since when what the next step expects is awaited, where a step made of steps has awaited it already.
+        self.awaited: float | None = None
         #: In a repetition with gaps: the last one, and what ``previous`` is while the next is judged.
         self.gap: Interval | None = None
         self.previous_gap: float | None = None
@@ -146,8 +154,6 @@ class Runtime:
         #: Whether something was done, since it last settled, that can make the stack send; and the step that did it.
         self.dirty = False
         self.stimulus: tuple[str, tuple[int, int] | None] = ("start", None)
-        #: Whether it is being waited for that the stack settles.
-        self.settling = False
         #: Whether the step at hand asserts silence, which is else only implied.
         self.silence_asserted = False
 
@@ -164,76 +170,48 @@ class Runtime:
         self.unverified: list[str] = []
         self._rule: tuple[str, str, int] | None = None
 
-        # Connections, and what waits on each.
+        # Connections, the application's sockets, and what waits on each.
         self.connections: dict[str, Connection] = {}
-        self.queues: dict[str, deque[Arrival]] = {}
-        #: Segments that belong to no connection.
-        self.unknown: deque[Arrival] = deque()
-        #: When each connection last had a segment, either way.
-        self.stirred: dict[str, float] = {}
-        #: SND.UNA before the tester's last segment that moved it, and the last moment at which that went out.
-        self.moved: dict[str, tuple[int, float]] = {}
         self.descriptors = Descriptors(self.connections, self.stack.port, self.stack.services.values())
-        self._random = random.Random(f"{trial.seed}:{trial.id.partition('#')[0]}")
-        for name in {m.CONNECTION: None, **trial.case.connections}:
-            self._open_connection(name)
+        self.ends = Connections(trial, self.connections, self.descriptors.is_listening)
+        #: Segments that belong to no connection.
+        self.unknown: list[Arrival] = []
+        #: Whether all that the application gave to send is known, and of which connection.
+        self.all_given = "calls" in self.stack.capabilities
 
     # Connections -------------------------------------------------------------------------------------------------
-    def _open_connection(self, name: str) -> Connection:
-        spec = self.trial.case.connections.get(name, m.ConnectionSpec())
-        taken = {c.tester_port for c in self.connections.values()}
-        taken |= {other.port for other in self.trial.case.connections.values() if other.port is not None}
-        port = spec.port
-        while port is None or (spec.port is None and port in taken):
-            port = self._random.choice(_PORTS)
-        isn = spec.isn if spec.isn is not None else self._random.randrange(MODULUS)
-        connection = Connection(
-            name=name,
-            version=self.trial.ip,
-            tester_port=port,
-            stack_port=spec.stack_port or self.stack.port,
-            irs=isn,
-            window=spec.window,
-            blind_attack_checks="rfc5961" in self.stack.capabilities,
-        )
-        if self.descriptors.is_listening(connection.stack_port):
-            connection.called("passive-open")
-        self.connections[name] = connection
-        self.queues[name] = deque()
-        return connection
-
     def connection(self, name: str) -> Connection:
         """The connection called *name*, made on first use."""
-        return self.connections.get(name) or self._open_connection(name)
-
-    def addresses(self) -> IPFields:
-        """The IP fields of what the tester sends."""
-        stack, tester = self.stack.addresses[self.trial.ip]
-        return IPFields(self.trial.ip, tester, stack)
+        return self.ends[name].connection
 
     def arrive(self, segment: Segment, when: Interval, entry: int) -> None:
         """Queue *segment* on its connection, where it waits to be consumed; *entry* is its index in the transcript."""
-        found = next(
-            (
-                c
-                for c in self.connections.values()
-                if c.tester_port == segment.dport and c.stack_port in (None, segment.sport)
-            ),
-            None,
-        )
-        broken = rules.broken(segment, found)
+        end = self.ends.receiver(segment)
+        broken = rules.broken(segment, end.connection if end is not None else None)
         if broken is not None and self._rule is None:
             self._rule = (*broken, entry)
-        if found is None:
+        if end is None:
             self.unknown.append(Arrival(segment, when, entry))
             return
-        if found.stack_port is None:
-            found.stack_port = segment.sport
-        self.queues[found.name].append(Arrival(segment, when, entry))
-        self.stirred[found.name] = self.now
+        end.queue.append(Arrival(segment, when, entry))
+        end.stirred = self.now
         if not self.dirty:
             # Behind its fence: recorded against the step that caused it, and queued all the same.
             self.transcript.note(self.now, "late", of=entry, step=self.stimulus[0])
+
+    def consumed(self, end: End, arrival: Arrival) -> None:
+        """*arrival*, which was taken off the queue of *end*, was expected, or is noise. Raises StepFailed."""
+        segment, connection = arrival.segment, end.connection
+        iss = segment.seq if segment.flags & SYN else connection.iss
+        if segment.flags & SYN:
+            if end.given_iss not in (None, iss):
+                end.given = Given()  # a new incarnation
+            end.given_iss = iss
+        if iss is not None and self.all_given and connection.stack_port not in self.stack.services.values():
+            broken = end.given.broken_by(segment, iss, connection.snd_nxt)
+            if broken is not None:
+                raise self._breaks(*broken, arrival.entry)
+        connection.observed(segment)
 
     # Values ------------------------------------------------------------------------------------------------------
     def resolve(self, name: str, connection: Connection) -> float:
@@ -261,28 +239,33 @@ class Runtime:
                 case "end":
                     return add(segment.seq, segment.length)
             return float(getattr(segment, rest)) if rest not in ("seq", "ack") else getattr(segment, rest)
-        if rest in VARIABLES and (head in self.connections or head in self.trial.case.connections):
+        if rest in VARIABLES and self.ends.names(head):
             return self.connection(head).variable(rest)
         if name in VARIABLES:
             return connection.variable(name)
         if head == "timer":
             raise Senseless(f"the stack's description has no {name}")
-        raise LookupError(f"there is no value {name}: what would keep it did not happen")
+        raise NotTaken(f"there is no value {name}: what would keep it did not happen")
 
     def environment(self, connection: Connection) -> Environment:
         """Where expressions about *connection* find their values."""
         return Environment(connection, self.resolve)
 
     def seconds(self, expr: Expr) -> float:
-        """*expr* in seconds. Raises what :meth:`resolve` raises."""
-        return float(expr.evaluate(lambda n: self.resolve(n, self.connections[m.CONNECTION])))
+        """*expr* in seconds. Raises what :meth:`resolve` raises, and ArithmeticError."""
+        return finite(float(expr.evaluate(lambda n: self.resolve(n, self.connections[m.CONNECTION]))))
 
     def snapshot(self, name: str) -> Snapshot:
-        """The segment kept as *name*. Raises LookupError."""
+        """The segment kept as *name*. Raises NotTaken."""
         found = self.snapshots.get(name)
         if found is None:
-            raise LookupError(f"there is no segment {name!r}: the way that keeps it was not taken")
+            raise NotTaken(f"there is no segment {name!r}: the way that keeps it was not taken")
         return found
+
+    # Steps ---------------------------------------------------------------------------------------------------------
+    def at(self, step: m.Step, path: str) -> _At:
+        """A context in which *step*, at *path*, is at hand; where it ends the trial it stays so."""
+        return _At(self, step, path)
 
     # What comes of a step ----------------------------------------------------------------------------------------
     def asserted(self) -> None:
@@ -312,10 +295,12 @@ class Runtime:
                 f"conform had no room for {self.lost} of the link's packets: what the stack sent is not known"
             )
         if self._rule is not None:
-            requirement, words, entry = self._rule
-            self.in_recipe = False
-            failure = Failure(self.path, self.place, f"a segment breaks {requirement}: {words}", entry=entry)
-            raise StepFailed(failure, (requirement,))
+            raise self._breaks(*self._rule)
+
+    def _breaks(self, requirement: str, words: str, entry: int) -> StepFailed:
+        self.in_recipe = False
+        failure = Failure(self.path, self.place, f"a segment breaks {requirement}: {words}", entry=entry)
+        return StepFailed(failure, (requirement,))
 
     # Doing and waiting -------------------------------------------------------------------------------------------
     def do(self, make: Any, **fields: Any) -> int:
@@ -346,21 +331,41 @@ class Runtime:
                 raise Broken(f"{who} gave no answer in {AGENT_GRACE:.0f} s")
             yield from self.wait(deadline)
 
-    def head(self, queue: deque[Arrival], deadline: float) -> Script:
-        """The oldest arrival in *queue*, left in it; ``None`` when *deadline* passed without one."""
-        while not queue:
+    def oldest(self, end: End, hold: Callable[[Arrival], _H], allowed: list[Allowed]) -> tuple[Arrival, _H] | None:
+        """The oldest arrival on *end*, left there, and what *hold* gives of it; ``None`` if nothing is left.
+
+        What does not fit, and is noise by all of *allowed*, is passed over.
+        """
+        while end.queue:
+            arrival = end.queue[0]
+            found = hold(arrival)
+            if found.fits:
+                return arrival, found
+            kinds = {self._noise(end, arrival, each) for each in allowed}
+            kind = kinds.pop()
+            if kind is None or kinds:
+                return arrival, found
+            end.queue.popleft()
+            self.transcript.note(self.now, "noise", of=arrival.entry, name=kind)
+            self.consumed(end, arrival)
+        return None
+
+    def next_arrival(self, end: End, deadline: float, hold: Callable[[Arrival], Any], allowed: Allowed) -> Script:
+        """As :meth:`oldest`, waited for; ``None`` when *deadline* passed without one."""
+        while True:
+            found = self.oldest(end, hold, [allowed])
+            if found is not None:
+                return found
             if self.unknown:
                 self.require_silence()
             if self.looked >= deadline:
                 return None
             yield from self.wait(deadline)
-        return queue[0]
 
     # Settling and silence ----------------------------------------------------------------------------------------
     def settle(self) -> Script:
         """Wait until the stack's immediate answers to all so far have arrived. Raises StepFailed."""
         action = self.do(ev.Settle)
-        self.settling = True
         deadline = self.now + CALL_PATIENCE * self.stack.timers["timer.response.max"]
         while action not in self.settled:
             if self.looked >= deadline:
@@ -368,7 +373,6 @@ class Runtime:
                     "the stack gives no sign of life: it does not settle", "an answer behind all others", "nothing"
                 )
             yield from self.wait(deadline)
-        self.settling = False
         self.dirty = False
 
     def quiet(self) -> Script:
@@ -377,47 +381,39 @@ class Runtime:
             yield from self.settle()
         self.require_silence()
 
-    def noise(self, connection: Connection, arrival: Arrival, allowed: list[Any] | str | None) -> str | None:
-        """Which noise *arrival* is of those *allowed* (``None``: the case's own), ``None`` if it is none of them."""
+    def _noise(self, end: End, arrival: Arrival, allowed: Allowed) -> str | None:
+        """Which noise *arrival* is of those *allowed*, ``None`` if it is none of them."""
         if allowed == "forbid":
             return None
         if allowed is None:
             allowed = self.trial.case.noise if self.trial.case.noise is not None else list(DEFAULT_NOISE)
-        una, moved = self.moved.get(connection.name, (None, 0.0))
+        una, moved = end.moved
         # What may have left the stack before the tester's last acknowledgment reached it is held against SND.UNA then.
-        name = connection.noise(arrival.segment, una if arrival.when.low <= moved else None)
+        name = end.connection.noise(arrival.segment, una if arrival.when.low <= moved else None)
         if name == "retransmission" and name not in allowed:
-            end = add(arrival.segment.seq, arrival.segment.length)
-            name = "tail-loss-probe" if end == connection.snd_nxt else None
+            after = add(arrival.segment.seq, arrival.segment.length)
+            name = "tail-loss-probe" if after == end.connection.snd_nxt else None
         return name if name in allowed else None
 
-    def pass_over(self, connection: Connection, arrival: Arrival, name: str) -> None:
-        """*arrival*, which was taken off its queue, is the noise *name*."""
-        self.transcript.note(self.now, "noise", of=arrival.entry, name=name)
-        connection.observed(arrival.segment)
-
-    def require_silence(self, allowed: list[Any] | str | None = None, lasting: float | None = None) -> None:
+    def require_silence(self, allowed: Allowed = None, lasting: float | None = None) -> None:
         """Nothing waits to be consumed, but for noise, and what came when *lasting* seconds had passed.
 
         Raises StepFailed, and Undecided when it cannot be told which side of *lasting* something came.
         """
-        for name, queue in self.queues.items():
-            connection = self.connections[name]
-            while queue and (lasting is None or not self.came_after(lasting, queue[0])):
-                arrival = queue.popleft()
-                noise = self.noise(connection, arrival, allowed)
-                if noise is None:
-                    self._unexpected(arrival, connection)
-                else:
-                    self.pass_over(connection, arrival, noise)
+        for end in self.ends.ends.values():
+            if end.queue:
+                found = self.oldest(end, lambda arrival: _Behind(self.came_after(lasting, arrival)), [allowed])
+                if found is not None and not found[1].fits:
+                    end.queue.popleft()
+                    self._unexpected(found[0], end.connection)
         if self.unknown:
             arrival = self.unknown[0]
-            ports = f"from port {arrival.segment.sport} to port {arrival.segment.dport}"
+            segment = arrival.segment
+            ports = f"from port {segment.sport} to port {segment.dport}"
+            if not self.ends.are_usual(segment.ip):
+                ports = f"from {segment.ip.src} port {segment.sport} to {segment.ip.dst} port {segment.dport}"
             raise self.fail(
-                f"a segment of no connection of this case came, {ports}",
-                "silence",
-                str(arrival.segment),
-                entry=arrival.entry,
+                f"a segment of no connection of this case came, {ports}", "silence", str(segment), entry=arrival.entry
             )
 
     def _unexpected(self, arrival: Arrival, connection: Connection) -> None:
@@ -434,30 +430,25 @@ class Runtime:
             self.path, self.place = self.stimulus
         raise self.fail(summary, expected, relative(arrival.segment, connection), tuple(words), arrival.entry)
 
-    def came_after(self, lasting: float, arrival: Arrival) -> bool:
+    def came_after(self, lasting: float | None, arrival: Arrival) -> bool:
         """Whether *arrival* came when *lasting* seconds had passed since the last event. Raises Undecided."""
-        end = lasting - min(self.stack.tolerance, lasting / 2)
-        if arrival.when.high - self.event.low < end:
+        if lasting is None:
             return False
-        if arrival.when.low - self.event.high < end:
-            late = duration(arrival.when.high - arrival.when.low)
-            raise Undecided(
-                f"conform's loop was late by {late}; whether silence lasted {duration(lasting)} cannot be told"
-            )
-        return True
+        slack = min(self.stack.tolerance, lasting / 2)
+        judgment = judge(arrival.when.since(self.event), least=exactly(lasting, -slack))
+        if judgment == "early?":
+            raise too_late_to_tell(arrival.when, f"silence lasted {duration(lasting)}")
+        return judgment == "ok"
 
 
-def relative(segment: Segment, connection: Connection) -> str:
-    """*segment* for a reader, its numbers counted from the initial sequence numbers as well."""
-    text = str(segment)
-    notes = []
-    if connection.iss is not None:
-        notes.append(f"ISS+{(segment.seq - connection.iss) % MODULUS}")
-    if segment.flags & ACK:
-        notes.append(f"acks IRS+{(segment.ack - connection.irs) % MODULUS}")
-    return f"{text} ({', '.join(notes)})" if notes else text
+@dataclass(frozen=True, slots=True)
+class _Behind:
+    """Whether an arrival belongs behind a silence."""
+
+    fits: bool
 
 
-def duration(seconds: float) -> str:
-    """*seconds* for a reader."""
-    return f"{seconds * 1000:.1f} ms" if abs(seconds) < 1 else f"{seconds:.2f} s"
+def too_late_to_tell(when: Interval, what: str) -> Undecided:
+    """That conform read what came at *when* so late that *what* cannot be told; to be raised."""
+    late = duration(when.high - when.low)
+    return Undecided(f"conform's loop was late by {late}; whether {what} cannot be told")

@@ -15,11 +15,12 @@ import contextlib
 from conform.case import model as m
 from conform.engine import calls, liveness, packets, state, structure
 from conform.engine import events as ev
-from conform.engine.craft import Senseless
-from conform.engine.runtime import Broken, Interval, Runtime, Script, StepFailed, Undecided
+from conform.engine.endings import Broken, NotTaken, Senseless, StepFailed, Undecided
+from conform.engine.runtime import Runtime, Script
+from conform.engine.timing import Interval
 from conform.engine.transcript import DIGITS, rounded
 from conform.engine.trial import Trial
-from conform.engine.verdict import GATING, LEVELS, Failure, Level, Verdict
+from conform.engine.verdict import GATING, LEVELS, Level, Verdict
 from conform.tcp import states as st
 from conform.tcp.segment import ACK, RST, Segment
 
@@ -40,11 +41,6 @@ class Session:
     def finished(self) -> bool:
         """Whether there is a verdict."""
         return self.verdict is not None
-
-    @property
-    def waiting(self) -> bool:
-        """Whether nothing is owed to the session: it only lets time pass."""
-        return self._run.deadline is not None and not self._run.settling
 
     @property
     def now(self) -> float:
@@ -136,53 +132,52 @@ class Session:
             self.verdict = Verdict("error", reason=str(broken))
         except Senseless as senseless:
             self.verdict = Verdict("error", reason=f"{run.path}: {senseless}")
+        except NotTaken as never:
+            self.verdict = Verdict("inconclusive", reason=f"{run.path}: {never}", findings=tuple(run.findings))
         except ZeroDivisionError:
             self.verdict = Verdict("error", reason=f"{run.path}: an expression divides by zero")
+        except ArithmeticError as error:
+            self.verdict = Verdict("error", reason=f"{run.path}: an expression cannot be computed: {error}")
         except (KeyError, IndexError):
             raise  # a fault of conform's own, and never the stack's
         except LookupError as error:
-            # An expression had no value, because what it names never happened.
-            self.verdict = self._failed(StepFailed(Failure(run.path, run.place, str(error))))
+            # What the case asks for has no value at this point of it, whatever the stack does.
+            self.verdict = Verdict("error", reason=f"{run.path}: {error}")
 
     def _step(self, step: m.Step, path: str) -> Script:
         run = self._run
-        outer = run.path, run.place, run.covers
-        run.path, run.place = path, step.place or run.place
-        if step.covers:
-            run.covers = tuple(step.covers)
-        run.transcript.note(run.now, "step", step=path)
-        match step:
-            case m.SendStep():
-                yield from packets.send(run, step.send)
-            case m.ExpectStep():
-                yield from packets.expect(run, step.expect)
-            case m.CallStep():
-                yield from calls.call(run, step.call)
-            case m.StartStep():
-                yield from calls.start(run, step.start)
-            case m.BlockedStep():
-                yield from calls.blocked(run, step.blocked)
-            case m.FinishStep():
-                yield from calls.finish(run, step.finish)
-            case m.SilenceStep():
-                yield from packets.silence(run, step.silence)
-            case m.StateStep():
-                yield from state.expect_state(run, step.state)
-            case m.CheckStep():
-                state.check(run, step.check)
-            case m.ProbeStep():
-                yield from run.quiet()
-                yield from liveness.probe(run)
-                run.asserted()
-            case m.OneOfStep():
-                yield from structure.one_of(run, step, path, self._step)
-            case m.AnyOrderStep():
-                yield from structure.any_order(run, step, path, self._step)
-            case m.OptionalStep():
-                yield from structure.optional(run, step.optional, path, self._step)
-            case m.RepeatStep():
-                yield from structure.repeat(run, step.repeat, path, self._step)
-        run.path, run.place, run.covers = outer
+        with run.at(step, path):
+            match step:
+                case m.SendStep():
+                    yield from packets.send(run, step.send)
+                case m.ExpectStep():
+                    yield from packets.expect(run, step.expect)
+                case m.CallStep():
+                    yield from calls.call(run, step.call)
+                case m.StartStep():
+                    yield from calls.start(run, step.start)
+                case m.BlockedStep():
+                    yield from calls.blocked(run, step.blocked)
+                case m.FinishStep():
+                    yield from calls.finish(run, step.finish)
+                case m.SilenceStep():
+                    yield from packets.silence(run, step.silence)
+                case m.StateStep():
+                    yield from state.expect_state(run, step.state)
+                case m.CheckStep():
+                    state.check(run, step.check)
+                case m.ProbeStep():
+                    yield from run.quiet()
+                    yield from liveness.probe(run)
+                    run.asserted()
+                case m.OneOfStep():
+                    yield from structure.one_of(run, step, path, self._step)
+                case m.AnyOrderStep():
+                    yield from structure.any_order(run, step, path)
+                case m.OptionalStep():
+                    yield from structure.optional(run, step.optional, path, self._step)
+                case m.RepeatStep():
+                    yield from structure.repeat(run, step.repeat, path, self._step)
 
     # The end -----------------------------------------------------------------------------------------------------
     def _end(self) -> Script:
@@ -190,14 +185,14 @@ class Session:
         run.path = "end"
         run.transcript.note(run.now, "step", step="end")
         yield from run.quiet()
-        for name, pending in run.calls.items():
+        for name, pending in list(run.calls.items()):
             until = run.now + run.stack.timers["timer.response.max"]
             while pending.action not in run.replies and not pending.in_recipe:
                 if run.looked >= until:
                     raise run.fail(f"the call {name} has not ended", f"{name} ended", "it still sleeps")
                 yield from run.wait(until)
             if not pending.in_recipe:
-                run.outcomes.check(pending, pending.call)
+                calls.check(run, pending, pending.call)
         if self.trial.case.liveness == "connection":
             yield from liveness.probe(run)
         else:

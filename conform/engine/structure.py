@@ -6,34 +6,36 @@ They are handed *perform*, which interprets one inner step under its path.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from conform.case import model as m
 from conform.case.expr import Expr
 from conform.engine.calls import no_reply, under_way
-from conform.engine.craft import Senseless
-from conform.engine.matcher import FieldMatcher, describe
-from conform.engine.packets import deadline_of, fit, nothing_came
-from conform.engine.runtime import (
-    Arrival,
-    Interval,
-    PendingCall,
-    Runtime,
-    Script,
-    StepFailed,
-    Undecided,
-    duration,
-    relative,
-)
+from conform.engine.connections import Arrival, End
+from conform.engine.endings import Senseless, StepFailed, Undecided
+from conform.engine.matcher import FieldMatcher, describe, relative
+from conform.engine.packets import Due, check_time, due_of, fit, keep, nothing_came, take
+from conform.engine.runtime import Allowed, PendingCall, Runtime, Script, too_late_to_tell
 from conform.engine.state import possible, read_state
+from conform.engine.timing import Interval, duration, exactly, judge
 from conform.engine.verdict import Failure
-from conform.tcp.tracker import Connection
 
 #: Interprets one step, which is at a path.
 Perform = Callable[[m.Step, str], Script]
 
-#: What was held against an arrival that may go several ways: the way's name, its expectation, what came of it.
-_Tried = tuple[str, m.ExpectSpec, FieldMatcher]
+
+@dataclass(slots=True)
+class _Tried:
+    """What came of holding an arrival against several expectations: the way that it goes, and which it does not fit."""
+
+    way: Any = None
+    refused: list[tuple[str, m.ExpectSpec, FieldMatcher]] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """Whether it goes one of the ways."""
+        return self.way is not None
 
 
 def in_order(steps: list[Any], path: str, perform: Perform) -> Script:
@@ -48,8 +50,11 @@ def one_of(run: Runtime, step: m.OneOfStep, path: str, perform: Perform) -> Scri
 
     Raises StepFailed when none does, Undecided when that cannot be told, and Senseless.
     """
+    begun = run.now
     chosen = yield from _choose(run, step)
     run.transcript.note(run.now, "chosen", step=path, branch=chosen.name)
+    if isinstance(chosen.steps[0], m.ExpectStep):
+        run.awaited = begun
     yield from in_order(chosen.steps, f"{path}.one_of.{chosen.name}", perform)
     if chosen.violates is not None:
         summary = f"the stack went the way {chosen.name!r}, which violates {chosen.violates}"
@@ -81,17 +86,17 @@ def _choose(run: Runtime, step: m.OneOfStep) -> Script:
             case _:
                 raise Senseless(f"the way {branch.name!r} begins with nothing by which it could be chosen")
     calls = [under_way(run, name) for _, outcomes in finishes for name in outcomes] + [p for _, p in sleeps]
-    ends = [(branch, run.event.high + seconds) for branch, seconds in lasting]
-    deadlines = [deadline_of(run, spec) for _, spec in expects] + [p.deadline for p in calls]
-    deadline = max([*deadlines, *(until for _, until in ends), run.now])
+    lasts = [(branch, run.event.high + seconds) for branch, seconds in lasting]
+    deadlines = [due_of(run, spec).deadline for _, spec in expects] + [p.deadline for p in calls]
+    deadline = max([*deadlines, *(until for _, until in lasts), run.now])
     names = [spec.conn for _, spec in expects] + ([m.CONNECTION] if lasting or momentary else [])
-    queues = [run.queues[run.connection(name).name] for name in dict.fromkeys(names)]
+    ends = [run.ends[name] for name in dict.fromkeys(names)]
     if momentary or reads:
         yield from run.settle()
     while True:
         refused = None
-        for name in dict.fromkeys(names):
-            found = _chosen_by_arrival(run, name, expects, lasting)
+        for end in ends:
+            found = _chosen_by_arrival(run, end, expects, lasting)
             if isinstance(found, m.Choice):
                 return found
             refused = refused or found
@@ -110,107 +115,153 @@ def _choose(run: Runtime, step: m.OneOfStep) -> Script:
             actual = yield from read_state(run, state.conn)
             if actual in state.is_ or (actual is None and possible(run, state)):
                 return branch
-        if refused is None and any(queues):
+        if refused is None and any(end.queue for end in ends):
             continue  # it came while the state was read
         if momentary and refused is None:
             return momentary[0]
-        passed = [branch for branch, until in ends if run.looked >= until]
+        passed = [branch for branch, until in lasts if run.looked >= until]
         if passed and refused is None:
             return passed[0]
-        if run.looked >= deadline or not (deadlines or ends):
+        if run.looked >= deadline or not (deadlines or lasts):
             for pending in calls:
                 if pending.action not in run.replies and pending.action not in run.blocked:
                     raise no_reply(pending)
             ways = " or ".join(b.name for b in step.one_of)
             raise refused or run.fail(f"the stack went none of the ways {ways}", ways, "none of them")
-        yield from run.wait(min([deadline, *(until for _, until in ends if until > run.looked)]))
+        yield from run.wait(min([deadline, *(until for _, until in lasts if until > run.looked)]))
 
 
 def _chosen_by_arrival(
-    run: Runtime, name: str, expects: list[tuple[m.Choice, m.ExpectSpec]], lasting: list[tuple[m.Choice, float]]
+    run: Runtime, end: End, expects: list[tuple[m.Choice, m.ExpectSpec]], lasting: list[tuple[m.Choice, float]]
 ) -> m.Choice | StepFailed | None:
-    """The way that the oldest arrival on *name* fits, the failure if it fits none; ``None`` if nothing came."""
-    connection, queue = run.connection(name), run.queues[name]
+    """The way that the oldest arrival on *end* goes, the failure if it goes none; ``None`` if nothing came."""
     if run.unknown:
         run.require_silence()
-    while queue:
-        arrival = queue[0]
-        tried = []
-        for branch, spec in expects:
-            if spec.conn == name:
-                found = fit(run, spec, arrival, connection)
-                if not found.mismatches:
-                    return branch
-                tried.append((branch.name, spec, found))
-        if not _is_noise_to_all(run, tried, arrival, connection):
-            for branch, seconds in lasting:
-                if run.came_after(seconds, arrival):
-                    return branch
-            return _no_branch(run, arrival, connection, tried)
-        queue.popleft()
-    return None
+    own = [(branch, spec) for branch, spec in expects if spec.conn == end.connection.name]
+
+    def hold(arrival: Arrival) -> _Tried:
+        tried = _Tried()
+        for branch, spec in own:
+            found = fit(run, spec, arrival, end)
+            if found.fits:
+                tried.way = branch
+                break
+            tried.refused.append((branch.name, spec, found))
+        return tried
+
+    came = run.oldest(end, hold, _noise_of([spec for _, spec in own]))
+    if came is None:
+        return None
+    arrival, tried = came
+    if tried.fits:
+        chosen: m.Choice = tried.way
+        return chosen
+    for branch, seconds in lasting:
+        if run.came_after(seconds, arrival):
+            return branch
+    return _no_way(run, arrival, end, tried)
+
+
+def _noise_of(specs: list[m.ExpectSpec]) -> list[Allowed]:
+    """What is noise must be so to each of *specs*, and to the case where there is none."""
+    return [spec.noise for spec in specs] or [None]
 
 
 # Any order -----------------------------------------------------------------------------------------------------------
-def any_order(run: Runtime, step: m.AnyOrderStep, path: str, perform: Perform) -> Script:
-    """The step ``any_order``: its expectations, each once, as they are met. Raises StepFailed, Undecided, Senseless."""
-    left: dict[int, m.ExpectStep] = {}
+@dataclass(slots=True)
+class _Expected:
+    """One of several expectations in any order, and which arrival it has got so far."""
+
+    step: m.ExpectStep
+    path: str
+    due: Due
+    got: tuple[Arrival, dict[int, FieldMatcher]] | None = None
+
+
+def any_order(run: Runtime, step: m.AnyOrderStep, path: str) -> Script:
+    """The step ``any_order``: each of its expectations is met by one of the segments that come.
+
+    Which by which is settled when all have come: each segment must only leave a way to meet all. None of them is the
+    event before another. Raises StepFailed, Undecided, Senseless.
+    """
+    expected: list[_Expected] = []
     for index, inner in enumerate(step.any_order):
-        if not isinstance(inner, m.ExpectStep):
-            raise Senseless("any_order holds a step that is no expectation")
-        left[index] = inner
-    start = run.event
-    deadline = max(deadline_of(run, inner.expect) for inner in left.values())
-    while left:
-        names = list(dict.fromkeys(inner.expect.conn for inner in left.values()))
-        name = next((name for name in names if run.queues[run.connection(name).name]), None)
-        if name is None:
-            if run.unknown:
-                run.require_silence()
-            if run.looked >= deadline:
-                first = next(iter(left.values())).expect
-                raise nothing_came(run, first, run.connection(first.conn))
-            yield from run.wait(deadline)
+        if not isinstance(inner, m.ExpectStep) or inner.expect.stream is not None:
+            raise Senseless("any_order holds a step that is no expectation of one segment")
+        expected.append(_Expected(inner, f"{path}.any_order[{index}]", due_of(run, inner.expect)))
+    deadline = max(each.due.deadline for each in expected)
+    last = run.event
+    while left := [each for each in expected if each.got is None]:
+        came = _next_of_any(run, expected)
+        if came is not None:
+            end, arrival = came
+            take(run, end, arrival)
+            last = arrival.when
             continue
-        connection, arrival = run.connections[name], run.queues[name][0]
-        tried: list[_Tried] = []
-        taken = None
-        for index, inner in left.items():
-            if inner.expect.conn == name:
-                found = fit(run, inner.expect, arrival, connection)
-                if not found.mismatches:
-                    taken = index
-                    break
-                tried.append((f"[{index}]", inner.expect, found))
-        if taken is not None:
-            run.event = start  # none of them is the event before another
-            yield from perform(left.pop(taken), f"{path}.any_order[{taken}]")
-        elif _is_noise_to_all(run, tried, arrival, connection):
-            run.queues[name].popleft()
-        else:
-            raise _no_branch(run, arrival, connection, tried)
+        if run.unknown:
+            run.require_silence()
+        if run.looked >= deadline:
+            spec = left[0].step.expect
+            raise nothing_came(run, spec, run.ends[spec.conn])
+        yield from run.wait(deadline)
+    for index, each in enumerate(expected):
+        assert each.got is not None
+        arrival, fits = each.got
+        with run.at(each.step, each.path):
+            check_time(run, each.step.expect, each.due, arrival)
+            keep(run, each.step.expect, arrival, fits[index])
+    run.event = last
 
 
-def _is_noise_to_all(run: Runtime, tried: list[_Tried], arrival: Arrival, connection: Connection) -> bool:
-    """Whether *arrival*, which fits none of *tried*, is noise to each; then it is passed over."""
-    kinds = {run.noise(connection, arrival, spec.noise) for _, spec, _ in tried} or {
-        run.noise(connection, arrival, None)
-    }
-    kind = kinds.pop()
-    if kind is None or kinds:
-        return False
-    run.pass_over(connection, arrival, kind)
-    return True
+def _next_of_any(run: Runtime, expected: list[_Expected]) -> tuple[End, Arrival] | None:
+    """The oldest arrival, which one of *expected* has got now; ``None`` if there is none. Raises StepFailed."""
+    for name in dict.fromkeys(each.step.expect.conn for each in expected):
+        end = run.ends[name]
+        own = [(index, each) for index, each in enumerate(expected) if each.step.expect.conn == name]
+
+        def hold(arrival: Arrival, end: End = end, own: list[tuple[int, _Expected]] = own) -> _Tried:
+            tried = _Tried()
+            fits = {}
+            for index, each in own:
+                found = fit(run, each.step.expect, arrival, end)
+                if found.fits:
+                    fits[index] = found
+                elif each.got is None:
+                    tried.refused.append((f"[{index}]", each.step.expect, found))
+            if _gets(expected, (arrival, fits), set()):
+                tried.way = fits
+            return tried
+
+        left = [each.step.expect for _, each in own if each.got is None]
+        came = run.oldest(end, hold, _noise_of(left))
+        if came is not None:
+            arrival, tried = came
+            if not tried.fits:
+                raise _no_way(run, arrival, end, tried)
+            return end, arrival
+    return None
 
 
-def _no_branch(run: Runtime, arrival: Arrival, connection: Connection, tried: list[_Tried]) -> StepFailed:
-    env = run.environment(connection)
-    words = tuple(f"not {name}: {mismatch.words}" for name, _, found in tried for mismatch in found.mismatches)
-    expected = "; or ".join(f"{name}: {describe(spec, env)}" for name, spec, _ in tried) or "silence"
+def _gets(expected: list[_Expected], arrival: tuple[Arrival, dict[int, FieldMatcher]], tried: set[int]) -> bool:
+    """Give *arrival* to one that it fits; who had another must find another (an augmenting path)."""
+    for index in arrival[1]:
+        if index not in tried:
+            tried.add(index)
+            before = expected[index].got
+            if before is None or _gets(expected, before, tried):
+                expected[index].got = arrival
+                return True
+    return False
+
+
+def _no_way(run: Runtime, arrival: Arrival, end: End, tried: _Tried) -> StepFailed:
+    env = run.environment(end.connection)
+    words = tuple(f"not {name}: {mismatch.words}" for name, _, found in tried.refused for mismatch in found.mismatches)
+    expected = "; or ".join(f"{name}: {describe(spec, env)}" for name, spec, _ in tried.refused) or "silence"
     return run.fail(
         f"the stack sent {arrival.segment}, which fits none of the ways",
         expected,
-        relative(arrival.segment, connection),
+        relative(arrival.segment, end.connection),
         words,
         arrival.entry,
     )
@@ -228,25 +279,29 @@ def optional(run: Runtime, steps: list[Any], path: str, perform: Perform) -> Scr
 
 
 def _comes(run: Runtime, spec: m.ExpectSpec) -> Script:
-    """Whether what comes next fits *spec*; waits for its ``within``, else only settles."""
-    connection = run.connection(spec.conn)
-    queue = run.queues[connection.name]
-    if spec.within is not None or spec.between is not None or spec.after is not None:
-        deadline = deadline_of(run, spec)
-    else:
+    """Whether what comes next fits *spec*, and in its time, if it has one; else only what settling shows counts.
+
+    Raises Undecided.
+    """
+    end = run.ends[spec.conn]
+    timed = spec.within is not None or spec.between is not None or spec.after is not None
+    begun = run.now
+    deadline = due_of(run, spec).deadline
+    if not timed:
         yield from run.settle()
         deadline = run.now
-    while True:
-        arrival = yield from run.head(queue, deadline)
-        if arrival is None:
+    came = yield from run.next_arrival(end, deadline, lambda arrival: fit(run, spec, arrival, end), spec.noise)
+    if came is None or not came[1].fits:
+        return False
+    if timed:
+        when = came[0].when
+        judgment = judge(when, most=exactly(deadline))
+        if judgment == "late?":
+            raise too_late_to_tell(when, "it came in its time, which is optional,")
+        if judgment == "late":
             return False
-        if not fit(run, spec, arrival, connection).mismatches:
-            return True
-        noise = run.noise(connection, arrival, spec.noise)
-        if noise is None:
-            return False
-        queue.popleft()
-        run.pass_over(connection, arrival, noise)
+        run.awaited = begun
+    return True
 
 
 def repeat(run: Runtime, spec: m.RepeatSpec, path: str, perform: Perform) -> Script:
@@ -270,18 +325,20 @@ def repeat(run: Runtime, spec: m.RepeatSpec, path: str, perform: Perform) -> Scr
 
 
 def _check_gap(run: Runtime, gap: m.Gap, before: Interval, event: Interval) -> None:
-    low, high = event.low - before.high, event.high - before.low
-    previous, run.gap = run.gap, Interval(low, high)
+    elapsed = event.since(before)
+    previous, run.gap = run.gap, elapsed
     if previous is None and any(name == "previous" for name, _ in gap.is_.names):
         return  # the first gap has none before it
     bounds = []
     for run.previous_gap in (previous.low, previous.high) if previous is not None else (None,):
         bounds.append(run.seconds(gap.is_))
-    least, most = min(bounds), max(bounds)
-    low_slack, high_slack = (t * gap.tolerance / 100 + run.stack.tolerance for t in (least, most))
-    came = f"{duration((low + high) / 2)} after the one before"
-    wanted = f"{duration((least + most) / 2)} ± {gap.tolerance} %"
-    if high < least - low_slack or low > most + high_slack:
+    low, high = min(bounds), max(bounds)
+    low_slack, high_slack = (t * gap.tolerance / 100 + run.stack.tolerance for t in (low, high))
+    least, most = Interval(low - low_slack, high - high_slack), Interval(low + low_slack, high + high_slack)
+    judgment = judge(elapsed, least, most)
+    came = f"{duration((elapsed.low + elapsed.high) / 2)} after the one before"
+    if judgment in ("early", "late"):
+        wanted = f"{duration((low + high) / 2)} ± {gap.tolerance} %"
         raise run.fail(f"it came {came}, want {wanted}", wanted, came)
-    if low < most - high_slack or high > least + low_slack:
-        raise Undecided(f"conform's loop was late; whether {came} is right cannot be told")
+    if judgment != "ok":
+        raise Undecided(f"conform's loop was late; whether it came {came} is right cannot be told")

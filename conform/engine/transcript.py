@@ -12,7 +12,7 @@ DIGITS = 6
 
 
 class Transcript:
-    """Entries in order; ``add`` gives the index of each."""
+    """Entries in order; each method that records one gives its index."""
 
     def __init__(self) -> None:
         self.entries: list[dict[str, Any]] = []

@@ -393,9 +393,15 @@ class Driver:
 
 
 def run(steps: list[Any], recipe: list[Any] | None = None, stack: ModelStack | None = None, **more: Any) -> Driver:
-    """Play *steps*; what :class:`Driver` takes goes there, all else into the trial."""
+    """Play *steps*; what :class:`Driver` takes goes there, ``of`` is the stack's profile, all else is the trial's."""
     own = {key: more.pop(key) for key in ("at", "lag", "state", "mute") if key in more}
+    if "of" in more:
+        more["stack"] = more.pop("of")
     return Driver(trial(steps, recipe, **more), stack, **own).play()
+
+
+#: A stack of which nobody knows what its application sends, and when it closes.
+SERVED = profile(services={"hold": 80})
 
 
 # Twists --------------------------------------------------------------------------------------------------------------

@@ -207,8 +207,8 @@ def test_nothing_quoted() -> None:
         {"send": {"icmp": {"type": 3, "quotes": "fin"}}},
     ]
     verdict = run(steps).verdict
-    assert verdict.failure is not None
-    assert verdict.failure.summary == "there is no segment 'fin': the way that keeps it was not taken"
+    assert verdict.outcome == "inconclusive"
+    assert verdict.reason == "steps[2]: there is no segment 'fin': the way that keeps it was not taken"
 
 
 def test_before_any_syn_there_is_nothing_to_acknowledge() -> None:

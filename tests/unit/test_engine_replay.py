@@ -43,10 +43,12 @@ def trials() -> dict[str, Driver]:
             lag={1: 0.05},
         ),
         "unverified": run(CLOSE, state=lambda n, state: None),
-        "findings": run(CLOSE, state=lambda n, state: "FIN-WAIT-1"),
+        "findings": run([*CLOSE, {"state": "FIN-WAIT-1"}], state=lambda n, state: "FIN-WAIT-1", liveness="port"),
         "error": run([{"silence": "1s"}, *CLOSE], at=[(0.5, ev.Broke("the link is gone"))]),
         "lost": run([{"silence": "1s"}, *CLOSE], at=[(0.5, ev.Lost(2))]),
-        "fail for death": run([{"silence": "1s"}, *CLOSE], at=[(0.5, ev.Died("the stack died: killed by SIGSEGV\nIt printed"))]),
+        "fail for death": run(
+            [{"silence": "1s"}, *CLOSE], at=[(0.5, ev.Died("the stack died: killed by SIGSEGV\nIt printed"))]
+        ),
         "noise": run(CLOSE, stack=ModelStack(twist=also(1, (0.0, {})))),
         "v6": run(CLOSE, stack=ModelStack(6), ip=6),
         "icmp": run(

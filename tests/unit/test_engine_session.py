@@ -12,6 +12,7 @@ from fake_stack import (
     ESTABLISHED,
     HANDSHAKE,
     LISTEN_STEPS,
+    SERVED,
     Driver,
     ModelStack,
     Twist,
@@ -40,6 +41,12 @@ def failure(driver: Driver) -> str:
     assert verdict.outcome == "fail", verdict
     assert verdict.failure is not None
     return verdict.failure.summary
+
+
+def reason(driver: Driver, outcome: str) -> str:
+    assert driver.verdict.outcome == outcome, driver.verdict
+    assert driver.verdict.failure is None
+    return driver.verdict.reason
 
 
 def passes(driver: Driver) -> Driver:
@@ -126,14 +133,16 @@ def test_again_of_what_never_was() -> None:
         {"expect": {"flags": "A", "within": "1s", "from": "fin"}},
     ):
         driver = run([DATA, ACKED, optional, step])
-        assert failure(driver) == "there is no segment 'fin': the way that keeps it was not taken"
+        said = reason(driver, "inconclusive")
+        assert said == "steps[3]: there is no segment 'fin': the way that keeps it was not taken"
 
 
 def test_a_value_that_never_was() -> None:
     optional = {"optional": [{"expect": {"flags": "FA", "as": "fin", "seq": {"as": "s0"}}}]}
     for expression in ("fin.seq", "s0"):
         driver = run([DATA, ACKED, optional, {"send": {"flags": "A", "seq": expression}}])
-        assert failure(driver) == f"there is no value {expression}: what would keep it did not happen"
+        said = reason(driver, "inconclusive")
+        assert said == f"steps[3]: there is no value {expression}: what would keep it did not happen"
 
 
 @pytest.mark.parametrize(
@@ -144,11 +153,11 @@ def test_what_a_snapshot_can_be_asked(of: str, value: int) -> None:
     stack = ModelStack(twist=alter(1, flags=FIN | ACK))
     steps = [SEND, {"expect": {"flags": "FA", "as": "x"}}, {"check": {"value": f"x.{of}", "is": f"absolute({value})"}}]
     connections = {"c1": {"isn": 500}}
-    driver = run(steps, stack=stack, connections=connections, liveness="port")
+    driver = run(steps, stack=stack, connections=connections, liveness="port", of=SERVED)
     passes(driver)
     stack = ModelStack(twist=alter(1, flags=FIN | ACK))
     steps[-1] = {"check": {"value": f"x.{of}", "is": f"absolute({value + 1})"}}
-    said = failure(run(steps, stack=stack, connections=connections, liveness="port"))
+    said = failure(run(steps, stack=stack, connections=connections, liveness="port", of=SERVED))
     assert said == f"x.{of} {value}, want absolute({value + 1}) = {value + 1}, short by 1"
 
 
@@ -193,7 +202,28 @@ def test_a_stream_in_whatever_pieces() -> None:
     ],
 )  # fmt: skip
 def test_a_stream_that_is_not_right(twist: Twist, said: str) -> None:
-    assert failure(run(STREAM, stack=ModelStack(twist=twist), connections={"c1": {"isn": 500}})) == said
+    assert failure(run(STREAM, stack=ModelStack(twist=twist), connections={"c1": {"isn": 500}}, of=SERVED)) == said
+
+
+@pytest.mark.parametrize(
+    ("flags", "number", "said"),
+    [
+        ("FA", 3, None),
+        (["A", "FA"], 3, None),
+        ("A", 3, "flags FA, want A (F too many)"),
+        ("FA", 2, "the stack sent FA seq=2001 ack=501 len=1000, want the octets from SND.NXT = 2001 on"),
+        ("FA", 9, "flags A, want FA (F missing)"),
+    ],
+)
+def test_a_stream_with_a_fin_on_its_last_segment(flags: Any, number: int, said: str | None) -> None:
+    steps = [STREAM[0], {"expect": {"stream": 3000, "flags": flags}}]
+    stack = ModelStack(twist=alter(number, flags=FIN | ACK))
+    driver = run(steps, stack=stack, connections={"c1": {"isn": 500}}, liveness="port", of=SERVED)
+    if said is None:
+        passes(driver)
+    else:
+        assert driver.verdict.failure is not None
+        assert said in driver.verdict.failure.arithmetic
 
 
 def test_a_stream_can_say_more_of_each_segment() -> None:
@@ -344,6 +374,55 @@ def test_a_late_loop_fails_nobody(timing: dict[str, Any], read: float, lag: floa
     assert "conform's loop was late by 200.0 ms" in session.verdict.reason
 
 
+LATER: list[Any] = [
+    {"expect": {"flags": "A"}},
+    {"expect": {"flags": "A", "after": "1us"}},
+    {"one_of": [{"name": "a", "steps": [{"expect": {"flags": "A"}}]}, {"name": "b", "steps": [{"expect": {"flags": "R"}}]}]},
+    {"any_order": [{"expect": {"flags": "A"}}, {"expect": {"flags": "FA"}}]},
+    {"repeat": {"times": 1, "steps": [{"expect": {"flags": "A"}}]}},
+    {"expect": {"stream": 3}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("step", LATER, ids=lambda step: next(iter(step)))
+@pytest.mark.parametrize(("since", "outcome"), [(0.099, "inconclusive"), (0.15, "fail")])
+def test_an_answer_without_a_bound_of_its_own_has_the_stacks_time(step: Any, since: float, outcome: str) -> None:
+    """Nobody ticked between, and it was read long after the stack's time to answer."""
+    steps = [DATA, step]
+    session, (arrived,) = held_back(steps, lambda event: isinstance(event, ev.Arrived) and event.packet.flags == ACK)  # type: ignore[union-attr]
+    assert isinstance(arrived, ev.Arrived)
+    session._run.all_given = False
+    if "stream" in str(step):
+        arrived = ev.Arrived(replace(arrived.packet, payload=b"abc"), 0.0)
+    session.receive(ev.Arrived(arrived.packet, since), 3.0)
+    if "any_order" in step:
+        session.receive(ev.Arrived(replace(arrived.packet, flags=FIN | ACK), since), 3.0)
+    assert session.verdict is not None
+    assert session.verdict.outcome == outcome
+    assert session.verdict.late is (outcome == "inconclusive")
+    if outcome == "fail":
+        assert session.verdict.failure is not None
+        assert session.verdict.failure.summary.startswith(
+            "it came too late: 3.00 s after the event before, want within"
+        )
+
+
+@pytest.mark.parametrize(("since", "outcome"), [(0.3, "late"), (0.6, "passed over"), (0.0, "late")])
+def test_what_came_behind_an_options_time_is_not_the_option(since: float, outcome: str) -> None:
+    optional = {"optional": [{"expect": {"flags": "A", "within": "500ms"}}]}
+    session, (arrived,) = held_back(
+        [DATA, optional], lambda event: isinstance(event, ev.Arrived) and event.packet.flags == ACK
+    )  # type: ignore[union-attr]
+    assert isinstance(arrived, ev.Arrived)
+    session.receive(ev.Arrived(arrived.packet, since), 0.7)
+    if outcome == "late":
+        assert session.verdict is not None
+        assert session.verdict.late
+    else:
+        taken = [entry["branch"] for entry in session.transcript.entries if entry.get("n") == "chosen"]
+        assert taken == [outcome]
+
+
 def test_only_what_was_looked_at_has_not_come() -> None:
     """A reply that is read late, after an expectation's time, does not say that nothing came."""
     steps = [{"start": {"do": "recv", "as": "r"}}, DATA, {"expect": {"flags": "A", "within": "200ms"}}]
@@ -388,9 +467,8 @@ SILENCES: list[tuple[list[Any], float, str | None]] = [
 
 @pytest.mark.parametrize(("steps", "seconds", "said"), SILENCES)
 def test_silence(steps: list[Any], seconds: float, said: str | None) -> None:
-    driver = run(
-        [DATA, ACKED, *steps], stack=ModelStack(twist=stray(seconds)), connections={"c1": {"isn": 500}}, liveness="port"
-    )
+    stack = ModelStack(twist=stray(seconds))
+    driver = run([DATA, ACKED, *steps], stack=stack, connections={"c1": {"isn": 500}}, liveness="port", of=SERVED)
     if said is None:
         passes(driver)
     else:
@@ -434,7 +512,7 @@ def test_a_late_loop_and_a_silence(read: float, lag: float, outcome: str) -> Non
             self.session.deadline = lambda: None if (d := deadline()) is not None and self.now < d <= read else d  # type: ignore[method-assign]
             return super().play()
 
-    driver = Slow(trial(steps, liveness="port"), ModelStack(twist=stray(read)), lag={2: lag}).play()
+    driver = Slow(trial(steps, liveness="port", stack=SERVED), ModelStack(twist=stray(read)), lag={2: lag}).play()
     assert driver.verdict.outcome == outcome
     assert driver.verdict.late is (outcome == "inconclusive")
 
@@ -470,7 +548,7 @@ def test_noise_is_tolerated_where_it_is_allowed(name: str, by_default: bool, twi
         elif where == "send":
             steps.append({"send": {"flags": "A"}})
         stack = ModelStack(twist=lambda n, s: [*twist(n, s), *(close(s) if n == 1 and where == "expect" else [])])
-        return run(steps, stack=stack, liveness="port", **more)
+        return run(steps, stack=stack, liveness="port", of=SERVED, **more)
 
     def close(segment: Any) -> Any:
         return alter(0, flags=FIN | ACK, seq=shifted("seq", 10), payload=b"")(0, segment)
@@ -580,12 +658,12 @@ def test_a_listener_that_cannot_be_read() -> None:
 
 
 def test_a_state_that_the_wire_does_not_imply_is_a_finding() -> None:
-    driver = run([DATA, ACKED, {"state": "CLOSE-WAIT"}, {"state": "CLOSE-WAIT"}], state=lambda n, s: "CLOSE-WAIT")
+    steps = [DATA, ACKED, {"state": "CLOSE-WAIT"}, {"state": "CLOSE-WAIT"}]
+    driver = run(steps, state=lambda n, s: "CLOSE-WAIT", liveness="port")
     passes(driver)
     assert driver.verdict.findings == (
         "steps[2]: the stack says CLOSE-WAIT, the wire implies ESTABLISHED",
         "steps[3]: the stack says CLOSE-WAIT, the wire implies ESTABLISHED",
-        "end: the stack says CLOSE-WAIT, the wire implies ESTABLISHED",
     )
     assert passes(run([DATA, ACKED, {"state": "ESTABLISHED"}])).verdict.findings == ()
 
@@ -668,9 +746,11 @@ def test_one_of_passes_noise_over() -> None:
     step = {"one_of": [way("fin", {"expect": {"flags": "FA"}}), way("reset", {"expect": {"flags": "R"}})]}
     twist = also(1, (0.0, {}), (0.0, {"flags": FIN | ACK, "seq": shifted("seq", 10), "payload": b""}))
     steps = [SEND, {"expect": {"length": 10}}, step]
-    assert chosen(passes(run(steps, stack=ModelStack(twist=twist), liveness="port"))) == "fin"
+    assert chosen(passes(run(steps, stack=ModelStack(twist=twist), liveness="port", of=SERVED))) == "fin"
     step["one_of"][0]["steps"][0]["expect"]["noise"] = "forbid"  # type: ignore[index]
-    assert failure(run(steps, stack=ModelStack(twist=twist), liveness="port")).endswith("fits none of the ways")
+    assert failure(run(steps, stack=ModelStack(twist=twist), liveness="port", of=SERVED)).endswith(
+        "fits none of the ways"
+    )
 
 
 def test_one_of_by_silence_now() -> None:
@@ -817,7 +897,7 @@ def test_any_order(first: int) -> None:
         ack = alter(1, seq=shifted("seq", first))(1, segment)[0]
         return [ack, fin] if first == 0 else [fin, ack]
 
-    passes(run(BOTH, stack=ModelStack(twist=twist), liveness="port"))
+    passes(run(BOTH, stack=ModelStack(twist=twist), liveness="port", of=SERVED))
 
 
 def test_any_order_misses_one() -> None:
@@ -838,7 +918,7 @@ def test_any_order_meets_another() -> None:
 
 def test_any_order_passes_noise_over() -> None:
     twist = also(1, (0.0, {"window": 65000}), (0.0, {"flags": FIN | ACK}))
-    passes(run(BOTH, stack=ModelStack(twist=twist), liveness="port"))
+    passes(run(BOTH, stack=ModelStack(twist=twist), liveness="port", of=SERVED))
 
 
 def test_any_order_counts_time_from_its_start() -> None:
@@ -848,16 +928,18 @@ def test_any_order_counts_time_from_its_start() -> None:
     ]
     twist = lambda n, s: [(0.8, s), (at, alter(1, flags=FIN | ACK)(1, s)[0][1])] if n == 1 else [(0.0, s)]  # noqa: E731
     at = 0.9
-    passes(run(steps, stack=ModelStack(twist=twist), liveness="port"))
+    passes(run(steps, stack=ModelStack(twist=twist), liveness="port", of=SERVED))
     at = 1.2
-    assert failure(run(steps, stack=ModelStack(twist=twist), liveness="port")) == "nothing came within 210.0 ms"
+    assert (
+        failure(run(steps, stack=ModelStack(twist=twist), liveness="port", of=SERVED)) == "nothing came within 1.01 s"
+    )
 
 
 def test_any_order_over_two_connections() -> None:
     c2 = [{"send": {"conn": "c2", "flags": "S"}}, {"expect": {"conn": "c2", "flags": "SA", "ack": "RCV.NXT"}}]
     both = {"any_order": [{"expect": {"conn": "c2", "flags": "SA"}}, {"expect": {"flags": "A", "ack": "RCV.NXT"}}]}
     steps = [DATA, both]
-    driver = Driver(trial(steps, connections={"c2": {"port": 50000, "isn": 9}}))
+    driver = Driver(trial(steps, connections={"c2": {"port": 50000, "isn": 9}}, liveness="port"))
     original = driver.stack.receive
 
     def receive(seg: Any) -> None:
@@ -870,10 +952,62 @@ def test_any_order_over_two_connections() -> None:
     passes(run([*c2, DATA, ACKED]))
 
 
+ANY: list[Any] = [{"expect": {"flags": "A", "as": "any"}}, {"expect": {"flags": "A", "payload": "abc", "as": "data"}}]
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+@pytest.mark.parametrize("first", [b"abc", b""])
+def test_any_order_leaves_each_segment_to_what_it_alone_fits(turn: int, first: bytes) -> None:
+    second = b"" if first else b"abc"
+    twist = alter(1, payload=first)
+    more = {"payload": second, "seq": shifted("seq", len(first))}
+    steps = [
+        {"call": {"do": "send", "payload": "abc"}},
+        {"any_order": ANY[::turn]},
+        {"check": {"value": "data.len", "is": 3}},
+    ]
+    stack = ModelStack(twist=lambda n, s: [*twist(n, s), *(alter(1, **more)(n, s) if n == 1 else [])])
+    driver = passes(run([*steps, {"check": {"value": "any.len", "is": 0}}], stack=stack))
+    matched = {entry["as"]: entry["step"] for entry in notes(driver, "matched") if "as" in entry}
+    place = ["steps[1].any_order[0]", "steps[1].any_order[1]"][::turn]
+    assert matched == {"any": place[0], "data": place[1]}
+
+
+def test_any_order_finds_a_way_through_many() -> None:
+    wanted: list[Any] = [
+        {"expect": {"flags": "A"}},
+        {"expect": {"length": "<= 2"}},
+        {"expect": {"payload": "ab"}},
+        {"expect": {"ack": "RCV.NXT", "window": 64240}},
+    ]
+
+    def pieces(n: int, s: Any) -> Any:
+        cut = [(0, 2), (2, 3), (3, 6), (6, 9)]
+        return [(0.0, replace(s, seq=s.seq + a, payload=s.payload[a:b])) for a, b in cut] if n == 1 else [(0.0, s)]
+
+    steps = [{"call": {"do": "send", "payload": "abcdefghi"}}, {"any_order": wanted}]
+    driver = passes(run(steps, stack=ModelStack(twist=pieces)))
+    assert len(notes(driver, "matched")) == 6  # with the handshake's and the probe's
+    wanted[3] = {"expect": {"payload": "xy"}}
+    assert failure(run(steps, stack=ModelStack(twist=pieces))).endswith("fits none of the ways")
+
+
+def test_any_order_tells_what_came_out_of_time() -> None:
+    steps = [
+        DATA,
+        {"any_order": [{"expect": {"flags": "A", "after": "50ms"}}, {"expect": {"flags": "FA", "within": "1s"}}]},
+    ]
+    twist = also(1, (0.01, {"flags": FIN | ACK}))
+    driver = run(steps, stack=ModelStack(twist=twist), liveness="port", of=SERVED)
+    assert failure(driver) == "it came too early: 0.0 ms after the event before, want after 50.0 ms"
+    assert driver.verdict.failure is not None
+    assert driver.verdict.failure.step == "steps[1].any_order[0]"
+
+
 def test_any_order_of_something_else() -> None:
     driver = run([DATA, {"any_order": [ACKED, {"silence": "now"}]}])
     assert driver.verdict.outcome == "error"
-    assert driver.verdict.reason == "steps[1]: any_order holds a step that is no expectation"
+    assert driver.verdict.reason == "steps[1]: any_order holds a step that is no expectation of one segment"
 
 
 def test_unknown_segments_fail_choices_too() -> None:
@@ -909,7 +1043,7 @@ def test_optional_waits_for_its_time() -> None:
 def test_optional_passes_noise_over() -> None:
     twist = also(1, (0.0, {}), (0.0, {"flags": FIN | ACK, "seq": shifted("seq", 10), "payload": b""}))
     steps = [SEND, {"expect": {"length": 10}}, {"optional": [{"expect": {"flags": "FA"}}]}]
-    assert chosen(passes(run(steps, stack=ModelStack(twist=twist), liveness="port"))) == "taken"
+    assert chosen(passes(run(steps, stack=ModelStack(twist=twist), liveness="port", of=SERVED))) == "taken"
 
 
 def test_optional_begins_with_an_expectation() -> None:
@@ -958,7 +1092,6 @@ def test_repeat_more_often_than_at_least_needs_an_expectation() -> None:
         ({"is": "1s"}, (1.0, 2.0, 3.005), None),
         ({"is": "1s"}, (1.0, 2.0, 3.02), "it came 1.02 s after the one before, want 1.00 s ± 0 %"),
         ({"is": "1s"}, (1.0, 2.02, 3.0), "it came 1.02 s after the one before, want 1.00 s ± 0 %"),
-        ({"is": "first.time - gone.time"}, (1.0, 2.0, 3.0), "there is no value gone.time: what would keep it did not happen"),
     ],
 )  # fmt: skip
 def test_gaps(gap: dict[str, Any], times: tuple[float, ...], said: str | None) -> None:
@@ -1034,10 +1167,9 @@ def test_blocked() -> None:
     ],
 )
 def test_a_call_that_was_never_started(step: Any) -> None:
-    said = failure(
-        run([DATA, ACKED, {"optional": [{"expect": {"flags": "FA"}}, {"start": {"do": "recv", "as": "r"}}]}, step])
-    )
-    assert said == "no call 'r' is under way: it was not started, or has been finished"
+    optional = {"optional": [{"expect": {"flags": "FA"}}, {"start": {"do": "recv", "as": "r"}}]}
+    said = reason(run([DATA, ACKED, optional, step]), "inconclusive")
+    assert said == "steps[3]: no call 'r' is under way: it was not started, or has been finished"
 
 
 DEATHS = {
@@ -1102,6 +1234,87 @@ def test_what_answers_a_probe_twice() -> None:
     assert failure(run([DATA, ACKED], stack=ModelStack(twist=also(2, (0.0, {"payload": b"x"}))))).endswith(
         "which nothing expects"
     )
+
+
+class Credulous(ModelStack):
+    """Takes any reset for an exact one, on the connection of one port of the tester, and says so or goes deaf."""
+
+    def __init__(self, port: int | None = None, deaf: bool = False) -> None:
+        super().__init__()
+        self.port, self.deaf, self.dead = port, deaf, False
+
+    def receive(self, seg: Any) -> None:
+        tcb = self.tcbs.get((seg.dport, seg.sport))
+        if tcb is not None and self.port in (None, seg.sport):
+            if seg.flags & RST and not self.deaf:
+                tcb.state = "CLOSED"
+                return
+            self.dead = self.dead or bool(seg.flags & RST)
+            if self.dead and self.deaf:
+                return
+        super().receive(seg)
+
+
+BLIND: list[Any] = [{"send": {"flags": "R", "seq": "RCV.NXT - 1"}}, {"silence": "now"}]
+SECOND: list[Any] = [
+    {"send": {"conn": "c2", "flags": "S"}},
+    {"expect": {"conn": "c2", "flags": "SA"}},
+    {"send": {"conn": "c2", "flags": "A"}},
+    {"send": {"conn": "c2", "flags": "R", "seq": "RCV.NXT - 1"}},
+    {"silence": "now"},
+]
+
+
+def test_what_a_stack_says_of_itself_is_believed_only_where_the_wire_allows_it() -> None:
+    for steps, where in ((BLIND, "end"), ([*BLIND, {"probe": "alive"}], "steps[2]")):
+        driver = run(steps, stack=Credulous())
+        assert failure(driver) == "the stack says CLOSED, the wire implies ESTABLISHED"
+        assert driver.verdict.failure is not None
+        assert driver.verdict.failure.step == where
+        assert notes(driver, "state")[-1]["state"] == "CLOSED"
+    assert failure(run(BLIND, stack=Credulous(), state=lambda n, s: None)).startswith(
+        "the probe of life was answered by R"
+    )
+    # What it says once more, behind what settles, counts.
+    passes(run(BLIND, state=lambda n, s: "CLOSED" if n == 0 else s))
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_every_connection_is_probed(deaf: bool) -> None:
+    more: dict[str, Any] = {"connections": {"c2": {"port": 40002}}}
+    said = failure(run(SECOND, stack=Credulous(40002, deaf), **more))
+    assert said == (
+        "the stack gives no sign of life: the probe was not answered"
+        if deaf
+        else "the stack says CLOSED, the wire implies ESTABLISHED"
+    )
+    driver = passes(run(SECOND, **more))
+    assert [p.sport for p in driver.injected[-2:]] == [driver.injected[0].sport, 40002]
+
+
+@pytest.mark.parametrize(
+    ("call", "model", "outcome"),
+    [
+        # Whether it has closed is not known, and either state's answer is right; no other is.
+        ("shutdown", "ESTABLISHED", "pass"),
+        ("shutdown", "FIN-WAIT-1", "pass"),
+        ("shutdown", "CLOSED", "fail"),
+        ("close", "CLOSED", "pass"),
+    ],
+)
+def test_without_read_out_each_state_that_the_wire_allows_may_answer(call: str, model: str, outcome: str) -> None:
+    linger = {"call": {"do": "setsockopt", "option": "SO_LINGER", "value": {"onoff": True, "linger": 0}}}
+    made = {"do": "shutdown", "how": "wr"} if call == "shutdown" else {"do": "close"}
+
+    class Still(ModelStack):
+        def call(self, request: dict[str, Any]) -> dict[str, Any] | None:
+            if request["do"] == call:
+                self.named["c1"].state = model
+                return {"returned": 0}
+            return super().call(request)
+
+    steps = [*([linger] if call == "close" else []), {"call": made}]
+    assert run(steps, stack=Still(), state=lambda n, s: None).verdict.outcome == outcome
 
 
 def test_liveness_of_the_port() -> None:
@@ -1179,6 +1392,34 @@ def test_an_expression_that_divides_by_zero() -> None:
     driver = run([DATA, {"expect": {"window": "5 / (RCV.NXT - RCV.NXT)"}}])
     assert driver.verdict.outcome == "error"
     assert driver.verdict.reason == "steps[1]: an expression divides by zero"
+
+
+@pytest.mark.parametrize(
+    ("step", "said"),
+    [
+        ({"send": {"flags": "A", "ack": "SND.NXT"}}, "SND.NXT of c1 is not known: the stack has sent no SYN"),
+        ({"check": {"value": "ISS", "is": "SND.UNA"}}, "ISS of c1 is not known: the stack has sent no SYN"),
+        ({"check": {"value": "IRS", "is": "SND.UNA"}}, "SND.UNA of c1 is not known: the stack has sent no SYN"),
+        ({"silence": "IRS * " * 32 + "1s"}, None),
+        ({"send": {"flags": "A", "seq": "1 / (IRS - IRS)"}}, "an expression divides by zero"),
+    ],
+)
+def test_what_the_case_cannot_have_is_the_cases_fault(step: Any, said: str | None) -> None:
+    steps = [step, {"state": {"is": "LISTEN", "conn": "listener"}}]
+    got = reason(run(steps, LISTEN_STEPS, connections={"c1": {"isn": 0xFFFFFFFF}}), "error")
+    assert got.startswith("steps[0]: " + (said or "an expression cannot be computed: "))
+
+
+def test_an_answer_is_not_blamed_for_what_the_case_cannot_have() -> None:
+    steps: list[Any] = [{"send": {"flags": "A", "ack": 77}}, {"expect": {"flags": "R", "seq": "SND.NXT"}}]
+    assert (
+        reason(run(steps, LISTEN_STEPS), "error") == "steps[1]: SND.NXT of c1 is not known: the stack has sent no SYN"
+    )
+    # But where the SYN should have come, it is the stack's.
+    steps[1] = {"expect": {"seq": "ISS"}}
+    assert "the stack has sent no SYN, nor is this one" in failure(run(steps, LISTEN_STEPS))
+    steps[1] = {"expect": {"flags": "SA", "seq": "SND.NXT"}}
+    assert failure(run(steps, LISTEN_STEPS)).startswith("flags R, want SA")
 
 
 def test_a_timer_that_the_stack_does_not_declare() -> None:
@@ -1272,9 +1513,8 @@ def test_two_connections() -> None:
 
 
 def test_what_names_a_connection_before_its_first_use() -> None:
-    assert failure(run([{"check": {"value": "c2.SND.NXT", "is": 0}}], connections={"c2": {}})) == (
-        "SND.NXT of c2 is not known: the stack has sent no SYN"
-    )
+    driver = run([{"check": {"value": "c2.SND.NXT", "is": 0}}], connections={"c2": {}})
+    assert reason(driver, "error") == ("steps[0]: SND.NXT of c2 is not known: the stack has sent no SYN")
 
 
 def test_closing_segments() -> None:
@@ -1283,18 +1523,6 @@ def test_closing_segments() -> None:
     assert (segment.flags, segment.seq, segment.ack) == (RST | ACK, 504, 1001)
     assert run([{"send": {"flags": "R", "seq": "RCV.NXT"}}, {"silence": "now"}]).session.closing_segments() == []
     assert run([{"state": {"is": "LISTEN", "conn": "listener"}}], LISTEN_STEPS).session.closing_segments() == []
-
-
-def test_the_driver_is_told_when_a_session_only_waits() -> None:
-    session = Session(trial([{"silence": "1s"}], []))
-    session.start(0.0)
-    assert session.deadline() == 1.0
-    assert session.waiting
-    assert not session.finished
-    session.receive(ev.Ticked(), 1.0)
-    assert [type(a) for a in session.actions()] == [ev.Settle]
-    assert not session.waiting
-    assert session.actions() == []
 
 
 def test_after_the_verdict_nothing_counts() -> None:
@@ -1342,7 +1570,7 @@ def test_simultaneous_open() -> None:
 
 def test_previous_means_something_in_a_gap_alone() -> None:
     driver = run([DATA, {"expect": {"flags": "A", "within": "2 * previous"}}])
-    assert failure(driver) == "there is no previous gap yet"
+    assert reason(driver, "error") == "steps[1]: there is no previous gap yet"
 
 
 def test_a_fault_of_conforms_own_is_raised_and_never_the_stacks() -> None:
