@@ -34,17 +34,22 @@ static void serve(void *argument)
     mem_free(connection);
 }
 
-static void listen_on(void *argument)
+static int listen_on(enum what what)
 {
-    enum what what = *(enum what *)argument;
     struct sockaddr_in any = {.sin_family = AF_INET, .sin_port = lwip_htons(what)};
     int listener = lwip_socket(AF_INET, SOCK_STREAM, 0);
     lwip_bind(listener, (struct sockaddr *)&any, sizeof any);
     lwip_listen(listener, 16);
+    return listener;
+}
+
+static void accept_all(void *argument)
+{
+    struct connection *listener = argument;
     for (;;) {
         struct connection *connection = mem_malloc(sizeof *connection);
-        connection->what = what;
-        connection->socket = lwip_accept(listener, NULL, NULL);
+        connection->what = listener->what;
+        connection->socket = lwip_accept(listener->socket, NULL, NULL);
         sys_thread_new("serve", serve, connection, 0, 0);
     }
 }
@@ -64,13 +69,15 @@ static void up(void *arguments)
 
 int main(int count, char **arguments)
 {
-    static enum what all[] = {ECHO, DISCARD, CLOSE, HOLD};
+    static struct connection all[] = {{.what = ECHO}, {.what = DISCARD}, {.what = CLOSE}, {.what = HOLD}};
     if (count != 4)
         return fprintf(stderr, "services ADDRESS NETMASK GATEWAY\n"), 2;
     tcpip_init(up, arguments);
-    for (unsigned i = 0; i < sizeof all / sizeof *all; i++)
-        sys_thread_new("listen", listen_on, &all[i], 0, 0);
-    fprintf(stderr, "ready\n");
+    for (unsigned i = 0; i < sizeof all / sizeof *all; i++) {
+        all[i].socket = listen_on(all[i].what);
+        sys_thread_new("accept", accept_all, &all[i], 0, 0);
+    }
+    fprintf(stderr, "ready\n"); /* all of them listen: a client that is too early would be reset */
     for (;;)
         pause();
 }
