@@ -61,7 +61,6 @@ class Medium(Protocol):
         deliver: Deliver,
         *,
         mtu: int | None = None,
-        quickack: bool = False,
         metrics: Mapping[str, int] | None = None,
     ) -> Port:
         """Connect *netns*: one interface, its addresses, and a default route to the tester."""
@@ -95,7 +94,6 @@ def configure_stack_side(
     addresses: Addresses,
     *,
     mtu: int | None = None,
-    quickack: bool = False,
     metrics: Mapping[str, int] | None = None,
 ) -> None:
     """Bring up the stack's interface *index* with its addresses, and route everything to it.
@@ -104,12 +102,11 @@ def configure_stack_side(
     solicited-node group, and its MLD report), link-local address, router solicitation and duplicate address
     detection. The route takes any destination, so that a case may use addresses of its own for the tester.
 
-    *mtu* is the interface's, in octets. *quickack* has every segment acknowledged at once, by the route's metric
-    (ip-route(8)); *metrics* are others of it, by the names of :data:`~conform.link.netlink.METRICS`.
+    *mtu* is the interface's, in octets; *metrics* are the route's, by the names of
+    :data:`~conform.link.netlink.METRICS`.
 
     Raises OSError with what was attempted, KeyError for an unknown metric.
     """
-    metrics = {**(metrics or {}), **({"quickack": 1} if quickack else {})}
     messages = [
         # The kernel sets flags before anything else in a message: by itself, before the interface comes up.
         netlink.link_set(index, mtu=mtu, autoconf=not _has_ipv6(mtu)),
@@ -117,5 +114,5 @@ def configure_stack_side(
     ]
     messages += [netlink.address_add(index, version, stack) for version, (stack, _) in addresses.items()]
     messages += [netlink.local_route_add(index, stack) for version, (stack, _) in addresses.items() if version == 6]
-    messages += [netlink.default_route_add(index, version, metrics) for version in addresses]
+    messages += [netlink.default_route_add(index, version, metrics or {}) for version in addresses]
     link.do(messages)

@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 _NLMSG_ERROR = 2
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK, _RTM_NEWADDR, _RTM_NEWROUTE, _RTM_NEWNEIGH = (
-    16, 17, 18, 19, 20, 24, 28,
-)  # fmt: skip
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK, _RTM_SETLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 17, 18, 19, 20, 24
 _F_REQUEST, _F_ACK, _F_EXCL, _F_CREATE = 1, 4, 0x200, 0x400
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_OPERSTATE, _IFLA_LINKINFO = 1, 3, 4, 16, 18
@@ -26,7 +24,6 @@ _IFLA_AF_SPEC, _IFLA_NET_NS_FD, _IFLA_NUM_TX_QUEUES, _IFLA_NUM_RX_QUEUES = 26, 2
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 8, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_F_NODAD = 1, 2, 0x02
-_NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS = 1, 4, 5, 8
 _RT_TABLE_MAIN, _RT_TABLE_LOCAL, _RTPROT_STATIC, _RTN_UNICAST, _RTN_LOCAL = 254, 255, 4, 1, 2
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK = 0, 253
@@ -99,14 +96,6 @@ def address_add(index: int, version: int, address: str, prefix: int | None = Non
     body = struct.pack("=BBBBI", family, length, _IFA_F_NODAD if version == 6 else 0, 0, index)
     body += _attribute(_IFA_LOCAL, octets) + _attribute(_IFA_ADDRESS, octets)
     return Message(f"add address {address} to link {index}", _RTM_NEWADDR, _F_CREATE | _F_EXCL, body)
-
-
-def neighbour_add(index: int, version: int, address: str, hardware: bytes) -> Message:
-    """A permanent neighbour: *address* is at the link-layer address *hardware*."""
-    family = _family(version)
-    body = struct.pack("=BxxxiHBB", family, index, _NUD_PERMANENT, 0, 0)
-    body += _attribute(_NDA_DST, socket.inet_pton(family, address)) + _attribute(_NDA_LLADDR, hardware)
-    return Message(f"add neighbour {address} on link {index}", _RTM_NEWNEIGH, _F_CREATE | _F_EXCL, body)
 
 
 def default_route_add(

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+
+_PR_SET_PDEATHSIG = 1
 
 #: ``/proc/self`` would name the main thread's namespace, whichever thread asks.
 _THREAD_NAMESPACE = "/proc/thread-self/ns/net"
@@ -42,6 +46,13 @@ def setns(fd: int) -> None:
     if _libc.setns(fd, CLONE_NEWNET):
         number = ctypes.get_errno()
         raise OSError(number, f"{os.strerror(number)}: setns")
+
+
+def die_with_parent() -> None:
+    """The calling process is killed when its parent is gone (prctl(2)). Raises OSError."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0):
+        number = ctypes.get_errno()
+        raise OSError(number, f"{os.strerror(number)}: prctl(PR_SET_PDEATHSIG)")
 
 
 def _open_own() -> int:

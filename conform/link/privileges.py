@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
 import stat
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
+
+from conform.link.children import in_child
 
 # capabilities(7)
 CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN = 12, 13, 21
@@ -209,12 +210,6 @@ def check_sock_destroy(probes: Probes = MACHINE) -> Check:
     return Check("sock-destroy", False, f"{outcome.step}: {os.strerror(outcome.errno)}")
 
 
-def check_all(probes: Probes = MACHINE) -> tuple[Check, ...]:
-    """All checks. One of ``root`` and ``user-namespaces`` is enough, and one of ``tun`` and ``veth``."""
-    checks = (check_root, check_user_namespaces, check_tun, check_veth, check_sock_destroy)
-    return tuple(check(probes) for check in checks)
-
-
 # Trying --------------------------------------------------------------------------------------------------------------
 class _FailedError(Exception):
     def __init__(self, error: OSError, step: str) -> None:
@@ -224,22 +219,10 @@ class _FailedError(Exception):
 
 def attempt(what: str) -> Outcome:
     """Try *what* (:data:`TUN` and the like) in a child process, which leaves nothing behind."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            signal.alarm(_CHILD_SECONDS)
-            outcome = _attempt_here(what)
-            os.write(writing, f"{outcome.errno} {outcome.step}".encode())
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(writing)
-    with open(reading) as pipe:
-        number, _, step = pipe.read().partition(" ")
-    os.waitpid(child, 0)
-    return Outcome(int(number), step) if number else Outcome(errno.EIO, f"{what}: the attempt did not end")
+    found = in_child(lambda: _attempt_here(what), _CHILD_SECONDS)
+    if isinstance(found, str):
+        return Outcome(errno.EIO, f"{what}: {found}")
+    return Outcome(*found)
 
 
 def _attempt_here(what: str) -> Outcome:
@@ -285,15 +268,15 @@ def _enter_namespace() -> None:
 
 
 def _try_tun() -> None:
-    import fcntl
+    from conform.link import tun
 
     _enter_namespace()
     try:
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        os.close(os.open(tun.DEVICE, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         raise _FailedError(error, "open") from error
     try:
-        fcntl.ioctl(fd, 0x400454CA, struct.pack("=16sH22x", b"probe", 0x1001))  # TUNSETIFF: IFF_TUN | IFF_NO_PI
+        os.close(tun.open_device(100, "probe"))
     except OSError as error:
         raise _FailedError(error, "TUNSETIFF") from error
 

@@ -91,7 +91,6 @@ class TunMedium:
         deliver: Deliver,
         *,
         mtu: int | None = None,
-        quickack: bool = False,
         metrics: Mapping[str, int] | None = None,
     ) -> TunPort:
         """Connect *netns*, once. See :func:`~conform.link.medium.configure_stack_side`.
@@ -109,7 +108,7 @@ class TunMedium:
                 raise
         try:
             with link:
-                configure_stack_side(link, STACK_INDEX, addresses, mtu=mtu, quickack=quickack, metrics=metrics)
+                configure_stack_side(link, STACK_INDEX, addresses, mtu=mtu, metrics=metrics)
         except (OSError, KeyError):
             os.close(fd)
             raise

@@ -91,7 +91,6 @@ class VethMedium:
         deliver: Deliver,
         *,
         mtu: int | None = None,
-        quickack: bool = False,
         metrics: Mapping[str, int] | None = None,
     ) -> VethPort:
         """Connect *netns*, once. See :func:`~conform.link.medium.configure_stack_side`.
@@ -110,7 +109,7 @@ class VethMedium:
                 link = Netlink()
             with link:
                 disable_checksum_offload(link.fileno(), STACK_INTERFACE)
-                configure_stack_side(link, STACK_INDEX, addresses, mtu=mtu, quickack=quickack, metrics=metrics)
+                configure_stack_side(link, STACK_INDEX, addresses, mtu=mtu, metrics=metrics)
                 link.wait_operational(STACK_INDEX)
         except (OSError, KeyError):
             self._link.do([netlink.link_delete(number)])

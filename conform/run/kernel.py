@@ -7,11 +7,9 @@ import ctypes
 import os
 import resource
 import selectors
-import signal
 import time
 
-CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 15, 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -22,23 +20,8 @@ def _check(result: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def setns(fd: int, kind: int) -> None:
-    """The calling thread enters the namespace of *fd* (setns(2))."""
-    _check(_libc.setns(fd, kind))
-
-
-def unshare(flags: int) -> None:
-    """The caller (or its children, of a PID namespace) gets namespaces of its own (unshare(2))."""
-    _check(_libc.unshare(flags))
-
-
 def _prctl(option: int, argument: int) -> None:
     _check(_libc.prctl(option, ctypes.c_ulong(argument), 0, 0, 0))
-
-
-def die_with_parent() -> None:
-    """This process is killed when its parent is gone."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:
@@ -50,18 +33,6 @@ def name_process(name: str) -> None:
     """What ``ps`` shows, cut to 15 octets."""
     with contextlib.suppress(OSError):
         _check(_libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()[:15]), 0, 0, 0))
-
-
-def enter_user_namespace() -> None:
-    """Become root of a user namespace of one's own. Files made from then on still belong to the user outside.
-
-    Raises OSError where that is not allowed; the process may then be in a namespace without a mapping and must end.
-    """
-    uid, gid = os.geteuid(), os.getegid()
-    unshare(CLONE_NEWUSER)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
 
 
 def tcp_sockets() -> int:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from conform.engine.verdict import Verdict
+from conform.link import netns
 from conform.run import events, kernel, wire, worker
 from conform.run.exits import FIRST, exit_code
 from conform.run.expectations import Expectations
@@ -297,7 +298,7 @@ class Pool:
         if between == 0:
             with contextlib.suppress(BaseException):
                 with contextlib.suppress(OSError):
-                    kernel.unshare(kernel.CLONE_NEWPID)
+                    netns.unshare(netns.CLONE_NEWPID)
                 pid = os.fork()
                 if pid == 0:
                     self._become_worker(ours, theirs, end)

@@ -12,8 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from conform.run import kernel
-from conform.run.children import in_child
+from conform.link.children import in_child
 
 LinkChoice = Literal["auto", "tun", "veth"]
 
@@ -128,7 +127,7 @@ def _look(privileged: bool, link: str | None) -> dict[str, Any]:
     if not privileged:
         netns.enter_user_namespace()
     try:
-        kernel.unshare(kernel.CLONE_NEWPID)
+        netns.unshare(netns.CLONE_NEWPID)
         environment["pid_namespaces"] = True
     except OSError as error:
         environment["pid_namespaces"] = False

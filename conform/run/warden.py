@@ -20,6 +20,7 @@ import struct
 import time
 from collections.abc import Iterator
 
+from conform.link.netns import setns
 from conform.run import kernel
 
 _NUMBER = struct.Struct("=I")
@@ -204,7 +205,7 @@ def _look(dead: list[tuple[float, int, int]]) -> Iterator[tuple[float, int, int]
             yield when, look, netns
             continue
         with contextlib.suppress(OSError):
-            kernel.setns(netns, kernel.CLONE_NEWNET)
+            setns(netns)
             _destroy_all()
         if look + 1 < len(_LOOKS):
             yield now + _LOOKS[look + 1], look + 1, netns

@@ -570,7 +570,7 @@ def main(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches the whole group; main decides what it means
     signal.set_wakeup_fd(-1)
-    kernel.die_with_parent()
+    netns.die_with_parent()
     kernel.name_process("conform-worker")
     try:
         netns.unshare_home()

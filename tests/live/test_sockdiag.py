@@ -30,7 +30,7 @@ class Bench:
         self.netns = Namespace.create()
         self.arrived = []
         self.medium = VethMedium(self.loop)
-        self.link = self.medium.attach(self.netns, ADDRESSES, self.deliver, quickack=True)
+        self.link = self.medium.attach(self.netns, ADDRESSES, self.deliver, metrics={"quickack": 1})
         self.replies = {}
         self.agent = InlineAgent(
             self.loop, self.netns, version, ADDRESSES[version], self.replies.__setitem__, lambda id: None, pytest.fail

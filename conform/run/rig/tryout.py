@@ -10,8 +10,8 @@ from typing import Any
 from conform.case.model import Case
 from conform.engine.trial import Trial
 from conform.link import codec, netns
+from conform.link.children import in_child
 from conform.run.adapters import StackError
-from conform.run.children import in_child
 from conform.run.loop import Loop
 from conform.run.rig.started import StartedAdapter
 from conform.stacks import builds

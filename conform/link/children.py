@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from conform.run import kernel
+from conform.link import netns
 
 _LONGEST = 15.0
 
@@ -27,7 +27,7 @@ def in_child(work: Callable[[], Any], longest: float = _LONGEST, *, starts: bool
         with contextlib.suppress(BaseException):
             os.close(reader)
             signal.alarm(int(longest))  # a child that hangs must not keep main
-            kernel.die_with_parent()
+            netns.die_with_parent()
             if starts:
                 _become_init()
             try:
@@ -50,11 +50,11 @@ def in_child(work: Callable[[], Any], longest: float = _LONGEST, *, starts: bool
 def _become_init() -> None:
     """Go on as the first process of a PID namespace, whose end is that of all in it; the caller's own waits for it."""
     try:
-        kernel.unshare(kernel.CLONE_NEWPID)
+        netns.unshare(netns.CLONE_NEWPID)
     except OSError:
         return
     pid = os.fork()
     if pid:
         _, status = os.waitpid(pid, 0)
         os._exit(1 if status else 0)
-    kernel.die_with_parent()
+    netns.die_with_parent()
