@@ -46,17 +46,22 @@ class _Held:
     fits: bool
 
 
-def probe(run: Runtime) -> Script:
-    """The stack is alive, and so is each connection of the case. Raises StepFailed, Broken."""
+def probe(run: Runtime, *, asked: bool) -> Script:
+    """The stack is alive, and so is each connection of the case. Raises StepFailed, Broken.
+
+    It is *asked* for by a step; or it is implied, at a trial's end. Then a connection that keeps silent is a finding and
+    no failure, where the port answers: that a state answers what is unacceptable has cases of its own, and a stack that
+    departs from it there is to be told by those, and not by every case that ends in that state.
+    """
     used = [end for end in run.ends.ends.values() if end.connection.used and end.connection.name != PORT]
     used = [end for end in used if end.connection.stack_port is not None]
     for end in used:
-        yield from _probe_connection(run, end)
+        yield from _probe_connection(run, end, asked)
     if not used:
         yield from probe_port(run)
 
 
-def _probe_connection(run: Runtime, end: End) -> Script:
+def _probe_connection(run: Runtime, end: End, asked: bool) -> Script:
     """Each state's own answer to a segment that it must answer and that changes nothing (RFC 9293 section 3.10.7).
 
     The state that the stack says is believed only where the wire allows it. Where it says none, the answer of any state
@@ -79,7 +84,8 @@ def _probe_connection(run: Runtime, end: End) -> Script:
     if connection.iss is None and not possible <= _RESETTING:
         yield from probe_port(run)
     elif possible <= _ACKNOWLEDGING | _RESETTING:
-        # One octet below the window: unacceptable, so it draws an ACK and is dropped (section 3.10.7.4, first).
+        # One octet below the window: unacceptable, so it draws an ACK and is dropped (section 3.10.7.4, first). There is an
+        # octet in it, as in a keep-alive for those who do not answer an empty one (section 3.8.4); whose number it has been.
         astray = connection.snd_nxt if possible & _ACKNOWLEDGING else _ASTRAY
         seq = connection.tester_nxt if possible <= _RESETTING else add(connection.lowest_rcv_nxt, -1)
         answers = []
@@ -87,11 +93,17 @@ def _probe_connection(run: Runtime, end: End) -> Script:
             answers.append(_Answer(ACK, connection.snd_nxt, connection.rcv_nxts))
         if possible & _RESETTING:
             answers.append(_Answer(RST, astray))
-        yield from _probed(run, end, run.craft.segment(connection, flags=ACK, seq=seq, ack=astray), answers)
+        octet = b"\0" if possible & _ACKNOWLEDGING else b""
+        segment = run.craft.segment(connection, flags=ACK, seq=seq, ack=astray, payload=octet)
+        answered = yield from _probed(run, end, segment, answers, asked or not possible & _ACKNOWLEDGING)
+        if not answered:
+            yield from probe_port(run)
+            states = " or ".join(sorted(possible))
+            run.finding(f"in {states} nothing answered an octet below the window (RFC 9293 section 3.10.7.4, first)")
     elif possible <= {st.SYN_SENT} | _RESETTING:
         wrong = add(connection.snd_nxt, 1000)
         segment = run.craft.segment(connection, flags=ACK, seq=connection.tester_nxt, ack=wrong)
-        yield from _probed(run, end, segment, [_Answer(RST, wrong)])
+        yield from _probed(run, end, segment, [_Answer(RST, wrong)], True)
     else:
         yield from probe_port(run)
 
@@ -103,10 +115,14 @@ def probe_port(run: Runtime) -> Script:
     """
     end = run.ends[PORT]
     segment = run.craft.segment(end.connection, flags=ACK, seq=end.connection.tester_nxt, ack=_ASTRAY)
-    yield from _probed(run, end, segment, [_Answer(RST, _ASTRAY)])
+    yield from _probed(run, end, segment, [_Answer(RST, _ASTRAY)], True)
 
 
-def _probed(run: Runtime, end: End, segment: Segment, answers: list[_Answer]) -> Script:
+def _probed(run: Runtime, end: End, segment: Segment, answers: list[_Answer], must: bool) -> Script:
+    """Send *segment*; whether one of *answers* came. Raises StepFailed for another, and for none if one *must* come.
+
+    A reset with another number shows life as well: how resets are numbered has cases of its own.
+    """
     yield from inject(run, segment)
     wanted = " or ".join(str(answer) for answer in answers)
     deadline = run.now + run.stack.timers["timer.response.max"]
@@ -115,11 +131,16 @@ def _probed(run: Runtime, end: End, segment: Segment, answers: list[_Answer]) ->
         return _Held(any(answer.is_given_by(arrival.segment) for answer in answers))
 
     came = yield from run.next_arrival(end, deadline, hold, None)
+    if came is None and not must:
+        return False
     if came is None:
         raise run.fail("the stack gives no sign of life: the probe was not answered", wanted, "nothing")
     arrival, found = came
-    if not found.fits:
+    if not found.fits and arrival.segment.flags & RST and all(answer.flag == RST for answer in answers):
+        run.finding(f"the probe of life was answered by {relative(arrival.segment, end.connection)}, want {wanted}")
+    elif not found.fits:
         summary = f"the probe of life was answered by {arrival.segment}, want {wanted}"
         raise run.fail(summary, wanted, relative(arrival.segment, end.connection), entry=arrival.entry)
     take(run, end, arrival)
     run.transcript.note(run.now, "matched", step=run.path, of=arrival.entry)
+    return True

@@ -272,6 +272,11 @@ class Runtime:
         """An assertion ran; the recipe's do not count."""
         self.assertions += not self.in_recipe
 
+    def finding(self, text: str) -> None:
+        """Something was observed that fails nothing; told once."""
+        if text not in self.findings:
+            self.findings.append(text)
+
     def fail(
         self, summary: str, expected: str = "", actual: str = "", words: tuple[str, ...] = (), entry: int | None = None
     ) -> StepFailed:

@@ -168,7 +168,7 @@ class Session:
                     state.check(run, step.check)
                 case m.ProbeStep():
                     yield from run.quiet()
-                    yield from liveness.probe(run)
+                    yield from liveness.probe(run, asked=True)
                     run.asserted()
                 case m.OneOfStep():
                     yield from structure.one_of(run, step, path, self._step)
@@ -194,7 +194,7 @@ class Session:
             if not pending.in_recipe:
                 calls.check(run, pending, pending.call)
         if self.trial.case.liveness == "connection":
-            yield from liveness.probe(run)
+            yield from liveness.probe(run, asked=False)
         else:
             yield from liveness.probe_port(run)
         yield from run.settle()

@@ -95,8 +95,7 @@ def note_state(run: Runtime, name: str, state: str) -> None:
         return
     if state not in possible_states(run, end):
         text = f"{run.path}: {implied(state, end)}"
-        if text not in run.findings:
-            run.findings.append(text)
+        run.finding(text)
 
 
 def implied(state: str, end: End) -> str:

@@ -7,6 +7,7 @@ trial, each begun by a hello and on a port of the stack that no trial before it 
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import re
@@ -606,8 +607,15 @@ class StartedRig:
     def send(self, data: bytes) -> None:
         """Inject *data*. Raises OSError."""
         assert self._stand is not None
-        if not self._stand.gone:
+        if self._stand.gone:
+            return
+        try:
             self._stand.send(data)
+        except OSError as error:
+            # Nobody has the device open any more: the stack is dying, which its process will say in a moment, or it
+            # does not listen, which is as good as a packet lost.
+            if error.errno not in (errno.ENOBUFS, errno.ENETDOWN, errno.ENXIO):
+                raise
 
     def request(self, id: int, request: dict[str, Any]) -> None:
         """Have a call made."""
