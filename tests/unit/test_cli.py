@@ -166,7 +166,7 @@ def test_judge_finds_a_verdict_that_does_not_follow(place: Path) -> None:
 
 
 HEADER = {"kind": "header", "format": 1, "planned": ["a.v4", "b.v4"], "settings": {"gate": "all"}}
-VERDICT = {
+VERDICT: dict[str, Any] = {
     "outcome": "not-applicable", "level": None, "requirements": [], "failure": None, "reason": "no IPv4",
     "findings": [], "unverified": [], "late": False,
 }  # fmt: skip

@@ -25,7 +25,7 @@ from conform.run.rig import Ears
 from conform.run.warden import WardenGoneError
 from conform.run.worker import Settings, Worker
 from conform.stacks.description import SettingError
-from conform.tcp.segment import ACK, IcmpError
+from conform.tcp.segment import ACK, Segment
 
 CLOSE: list[Any] = [{"call": "close"}, {"expect": {"flags": "FA", "seq": "SND.NXT", "ack": "RCV.NXT"}}]
 
@@ -53,8 +53,7 @@ class Rig:
 
     def send(self, data: bytes) -> None:
         segment = codec.parse(data)
-        assert segment is not None
-        assert not isinstance(segment, IcmpError)
+        assert isinstance(segment, Segment)
         self.stack.receive(segment)
         self._flush()
 

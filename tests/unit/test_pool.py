@@ -61,7 +61,7 @@ class Made:
             Expectations(()),
             writer,
             self.warden,  # type: ignore[arg-type]
-            lambda *_: None,  # type: ignore[arg-type,return-value]
+            lambda *_: None,  # type: ignore[arg-type]
             options.pop("report", self.told.append),
             jobs=1,
             **options,
