@@ -83,6 +83,15 @@ def adopt(name: str) -> bool:
     return True
 
 
+def is_open(name: str) -> bool:
+    """Whether somebody has the TAP or TUN device *name* open: it has a carrier then."""
+    try:
+        with Netlink() as link:
+            return link.operational(socket.if_nametoindex(name))
+    except OSError:
+        return False
+
+
 def hardware_address(name: str) -> bytes:
     """The device's link-layer address (netdevice(7)). Raises OSError: there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:

@@ -44,12 +44,13 @@ class Neighbours:
     """The tester's side of address resolution on one link.
 
     ``hardware`` is the tester's link-layer address (six octets). ``stack`` is the stack's, once it is known, by
-    whatever it said of itself; until then :data:`BROADCAST`.
+    whatever it said of itself; until then :data:`BROADCAST`. ``heard`` are the addresses that anyone said are theirs.
     """
 
     def __init__(self, addresses: dict[int, tuple[str, str]], hardware: bytes) -> None:
         self.hardware = hardware
         self.stack = BROADCAST
+        self.heard: set[str] = set()
         self._addresses = addresses
         self._own = {ipaddress.ip_address(stack) for stack, _ in addresses.values()}
 
@@ -86,6 +87,7 @@ class Neighbours:
         return None
 
     def _learn(self, address: str, hardware: bytes) -> None:
+        self.heard.add(address)
         if ipaddress.ip_address(address) in self._own:
             self.stack = hardware
 

@@ -89,6 +89,11 @@ class PacketPort:
         """Whether it is known where to send: always, but on Ethernet until the stack was heard."""
         return self._neighbours is None or self._neighbours.known
 
+    @property
+    def heard(self) -> set[str]:
+        """The addresses that somebody on the link has, as far as was heard."""
+        return self._neighbours.heard if self._neighbours is not None else set()
+
     def resolve(self) -> None:
         """Ask for the stack's link-layer address, where it is not known. Raises OSError."""
         if self._neighbours is not None and not self._neighbours.known:

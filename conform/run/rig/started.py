@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -43,13 +43,11 @@ if TYPE_CHECKING:
     from conform.run.warden import Ward
 
 #: How much of what a stack printed is kept, in octets, and how many lines of it are shown.
-_KEPT, _SHOWN = 64 << 10, 12
+_KEPT, _SHOWN, _WIDTH = 64 << 10, 12, 240
 #: How often what is awaited at the start is asked for again, in seconds.
 _ASK = 0.02
 #: How long a stand that served a trial may take to be ready for the next; one that takes longer is given up.
 _AGAIN = 3.0
-#: How often a stand is started anew for one trial before the trial is an error.
-_TRIES = 3
 #: Ports of the stack that trials get in turn, where one stack serves many.
 _PORTS = range(1100, 30000)
 #: For how long a packet to a port of an earlier trial is that trial's, in seconds.
@@ -70,7 +68,8 @@ class Output:
         lines = [line.rstrip() for line in self._kept.decode("utf-8", "replace").splitlines() if line.strip()]
         # Go says first what is wrong and then, at length, where everybody was.
         panic = next((number for number, line in enumerate(lines) if line.startswith(("panic:", "fatal error:"))), None)
-        return "\n".join(lines[-_SHOWN:] if panic is None else lines[panic : panic + _SHOWN])
+        shown = lines[-_SHOWN:] if panic is None else lines[panic : panic + _SHOWN]
+        return "\n".join(line if len(line) <= _WIDTH else line[:_WIDTH] + " …" for line in shown)
 
 
 class Program:
@@ -354,10 +353,38 @@ class Stand:
                 with contextlib.suppress(OSError):
                     self._port.resolve()
         if time.monotonic() > self._deadline:
-            awaited = ", ".join(sorted(self._waiting))
-            self._lost(f"the stack was not ready in time: no {awaited}")
+            within = self._description.start.within if self._description.start is not None else _AGAIN
+            self._lost(f"the stack was not ready in {within:g} s: {'; '.join(self._awaited())}")
             return
         self._timer = self._loop.call_at(time.monotonic() + _ASK, self._ask)
+
+    def _awaited(self) -> Iterator[str]:
+        """What did not come, in words."""
+        rig, port = self._rig, self._port
+        assert rig is not None
+        own = rig.trial.stack.addresses[rig.trial.ip][0]
+        device_name = self._interface()
+        if "link" in self._waiting:
+            assert self._link_space is not None
+            with self._link_space.enter():
+                opened = self._description.link not in ("tap", "tun", "made") or device.is_open(device_name)
+            others = sorted((port.heard if port is not None else set()) - {own})
+            if port is None:
+                yield f"it did not make the device {device_name}"
+            elif not opened:
+                yield f"it did not open the device {device_name}"
+            else:
+                asked = "ARP" if rig.trial.ip == 4 else "neighbour discovery"
+                yield f"nobody answered {asked} for {own}" + (f", only {', '.join(others)} is there" if others else "")
+        elif "echo" in self._waiting:
+            yield f"{own} answered no ping (where it never does: settle by seconds, and no echo in ready)"
+        if "hello" in self._waiting:
+            yield "the agent did not reply to hello"
+        for each in sorted(self._waiting):
+            if each.startswith("line "):
+                yield f"it printed no line with {each.removeprefix('line ')!r}"
+            elif each.startswith("setting "):
+                yield f"the agent did not reply to set {each.removeprefix('setting ')}"
 
     def _send_echo(self) -> None:
         assert self._rig is not None
@@ -586,7 +613,7 @@ class StartedRig:
             return
         if self.is_up:
             (self.ears.died if died else self.ears.broke)(reason)
-        elif self._tries < _TRIES:
+        elif self._tries < self._adapter.tries:
             try:
                 self._start()  # not this trial's fault: the stand was broken, or its start is unsure
             except OSError as error:
@@ -659,6 +686,9 @@ class StartedRig:
 
 class StartedAdapter:
     """The stands of a worker."""
+
+    #: How often a stand is started anew for one trial before the trial is an error.
+    tries = 3
 
     def __init__(self, loop: Loop, ward: Ward, description: StackDescription, limit: int, scratch: str) -> None:
         """At most *limit* stands at once. Temporary directories of stands are made under *scratch*."""

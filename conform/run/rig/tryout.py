@@ -16,7 +16,7 @@ from conform.run.loop import Loop
 from conform.run.rig.started import StartedAdapter
 from conform.stacks import builds
 from conform.stacks.description import StackDescription
-from conform.tcp.segment import SYN, IPFields, Segment
+from conform.tcp.segment import RST, SYN, IPFields, Segment
 
 #: How many resets must each come before the echo behind them.
 _ROUNDS = 20
@@ -113,6 +113,7 @@ def _try(description: StackDescription) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="conform-") as scratch:
         for version in description.pairs:
             adapter = StartedAdapter(loop, _NoWard(), description, 1, scratch)  # type: ignore[arg-type]
+            adapter.tries = 1  # what fails once before a run is told at once
             ears = _Ears()
             try:
                 trial = _trial(description, version)
@@ -124,7 +125,9 @@ def _try(description: StackDescription) -> dict[str, Any]:
                     return {"wrong": f"IPv{version}: {ears.wrong}", "fence": "", "capabilities": None}
                 said = rig.capabilities
                 capabilities = sorted(said) if said is not None else None
-                wrong = _fences(loop, rig, ears, trial) if description.settle == "fence" else ""
+                wrong = _services(loop, rig, ears, trial, description)
+                if not wrong and description.settle == "fence":
+                    wrong = _fences(loop, rig, ears, trial)
                 if wrong:
                     return {"wrong": "", "fence": wrong, "capabilities": capabilities}
             except OSError as error:
@@ -132,6 +135,27 @@ def _try(description: StackDescription) -> dict[str, Any]:
             finally:
                 adapter.close()
     return {"wrong": "", "fence": "", "capabilities": capabilities}
+
+
+def _services(loop: Loop, rig: Any, ears: _Ears, trial: Trial, description: StackDescription) -> str:
+    """What is wrong with the services that the description names, "" for nothing."""
+    stack, tester = trial.stack.addresses[trial.ip]
+    for number, (name, port) in enumerate(description.services.items()):
+        ears.packets.clear()
+        syn = Segment(ip=IPFields(trial.ip, tester, stack), sport=39000 + number, dport=port, flags=SYN, seq=1, ack=0)
+        rig.send(codec.build(syn))
+        end = time.monotonic() + trial.stack.timers["timer.response.max"]
+        answer = None
+        while answer is None and time.monotonic() < end:
+            loop.turn(0.05)
+            found = [codec.parse(data) for data in ears.packets]
+            answer = next((each for each in found if each is not None and each.sport == port), None)
+        if answer is None or not answer.flags & SYN:
+            came = "nothing came" if answer is None else f"{answer} came"
+            return f"services: nobody listens on port {port} for {name}: to a SYN {came}"
+        reset = replace(syn, flags=RST, seq=2)
+        rig.send(codec.build(reset))
+    return ""
 
 
 def _fences(loop: Loop, rig: Any, ears: _Ears, trial: Trial) -> str:
