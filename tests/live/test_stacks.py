@@ -96,7 +96,7 @@ def test_a_stack_that_lives(tmp_path: Path) -> None:
         (["no-such-program"], "No such file or directory: 'no-such-program'"),
         (["sh", "-c", "echo no route to host >&2; exit 7"], "exit status 7"),
         (["sh", "-c", "echo no route to host >&2; kill -SEGV $$"], "killed by SIGSEGV"),
-        (["sh", "-c", "ip link set stack0 down; sleep inf"], "was not ready in time: no "),
+        (["sh", "-c", "ip link set stack0 down; sleep inf"], "was not ready in 2 s: "),
     ],
 )
 def test_a_stack_that_does_not_start(tmp_path: Path, command: list[str], words: str) -> None:
