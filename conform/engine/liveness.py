@@ -49,9 +49,9 @@ class _Held:
 def probe(run: Runtime, *, asked: bool) -> Script:
     """The stack is alive, and so is each connection of the case. Raises StepFailed, Broken.
 
-    It is *asked* for by a step; or it is implied, at a trial's end. Then a connection that keeps silent is a finding and
-    no failure, where the port answers: that a state answers what is unacceptable has cases of its own, and a stack that
-    departs from it there is to be told by those, and not by every case that ends in that state.
+    It is *asked* for by a step; or it is implied, at a trial's end. Then a connection that keeps silent is a finding
+    and no failure, where the port answers: that a state answers what is unacceptable has cases of its own, and a stack
+    that departs from it there is to be told by those, and not by every case that ends in that state.
     """
     used = [end for end in run.ends.ends.values() if end.connection.used and end.connection.name != PORT]
     used = [end for end in used if end.connection.stack_port is not None]
@@ -84,8 +84,8 @@ def _probe_connection(run: Runtime, end: End, asked: bool) -> Script:
     if connection.iss is None and not possible <= _RESETTING:
         yield from probe_port(run)
     elif possible <= _ACKNOWLEDGING | _RESETTING:
-        # One octet below the window: unacceptable, so it draws an ACK and is dropped (section 3.10.7.4, first). There is an
-        # octet in it, as in a keep-alive for those who do not answer an empty one (section 3.8.4); whose number it has been.
+        # One octet below the window: unacceptable, so it draws an ACK and is dropped (section 3.10.7.4, first). An octet
+        # is in it, as in a keep-alive for those who do not answer an empty one (section 3.8.4).
         astray = connection.snd_nxt if possible & _ACKNOWLEDGING else _ASTRAY
         seq = connection.tester_nxt if possible <= _RESETTING else add(connection.lowest_rcv_nxt, -1)
         answers = []

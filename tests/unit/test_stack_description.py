@@ -177,7 +177,7 @@ def test_unreadable_descriptions_are_refused(tmp_path):
     with pytest.raises(DescriptionError, match=r"b\.yaml"):
         load(tmp_path / "b.yaml")
     (tmp_path / "c.yaml").write_text("- 1")
-    with pytest.raises(DescriptionError, match="a stack.s description is a mapping"):
+    with pytest.raises(DescriptionError, match=r"a stack.s description is a mapping"):
         load(tmp_path / "c.yaml")
 
 
