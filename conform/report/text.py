@@ -357,7 +357,7 @@ def summary(
     if tally.known:
         out.append(f"  known        {levels_words(tally.known)}")
     if tally.findings:
-        out.append(f"  findings     in {tally.findings} trials the stack's own words disagree with the wire")
+        out.append(f"  findings     in {tally.findings} trials something was observed that fails nothing (the report says what)")
     if tally.unverified:
         out.append(f"  unverified   in {tally.unverified} trials something could not be checked")
     for index, (why, number) in enumerate(tally.reasons.most_common()):
