@@ -84,9 +84,9 @@ def _probe_connection(run: Runtime, end: End, asked: bool) -> Script:
     if connection.iss is None and not possible <= _RESETTING:
         yield from probe_port(run)
     elif possible <= _ACKNOWLEDGING | _RESETTING:
-        # Below the window: unacceptable, so it draws an ACK and is dropped (section 3.10.7.4, first). It has an octet, as
-        # a keep-alive for those who do not answer an empty one (section 3.8.4). It does not touch the window: there are
-        # stacks that take what ends at RCV.NXT for acceptable, and heed its acknowledgment.
+        # Below the window: unacceptable, so it draws an ACK and is dropped (section 3.10.7.4, first). It has an octet,
+        # as a keep-alive for those who do not answer an empty one (section 3.8.4). It does not touch the window: there
+        # are stacks that take what ends at RCV.NXT for acceptable, and heed its acknowledgment.
         astray = connection.snd_nxt if possible & _ACKNOWLEDGING else _ASTRAY
         seq = connection.tester_nxt if possible <= _RESETTING else add(connection.lowest_rcv_nxt, -2)
         answers = []

@@ -357,7 +357,8 @@ def summary(
     if tally.known:
         out.append(f"  known        {levels_words(tally.known)}")
     if tally.findings:
-        out.append(f"  findings     in {tally.findings} trials something was observed that fails nothing (the report says what)")
+        found = "something was observed that fails nothing (the report says what)"
+        out.append(f"  findings     in {tally.findings} trials {found}")
     if tally.unverified:
         out.append(f"  unverified   in {tally.unverified} trials something could not be checked")
     for index, (why, number) in enumerate(tally.reasons.most_common()):
