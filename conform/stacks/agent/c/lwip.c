@@ -4,6 +4,7 @@
 #ifdef LWIP
 
 #include "lwip/api.h"
+#include "lwip/memp.h"
 #include "lwip/netif.h"
 #include "lwip/priv/sockets_priv.h"
 #include "lwip/priv/tcp_priv.h"
@@ -14,6 +15,14 @@ static struct netif netif;
 static bool started;
 static char tap[32] = "tap0";
 static netconn_callback original;
+
+/* Debian's memp.c takes TCP_MSS from <netinet/tcp.h>, 512, and makes the buffers of the pbuf pool of 592 octets; pbuf.c
+ * fills them with up to 1536, so that a frame of more than 592 overruns the heap. The linker prefers this one. */
+#if MEMP_MEM_MALLOC && !MEMP_OVERFLOW_CHECK && !LWIP_STATS
+__attribute__((weak)) const struct memp_desc memp_PBUF_POOL = {
+	.size = LWIP_MEM_ALIGN_SIZE(sizeof(struct pbuf)) + 1536, /* PBUF_POOL_BUFSIZE with a TCP_MSS of 1460 */
+};
+#endif
 
 const char platform_name[] = "lwip";
 const bool platform_renewed = false;
