@@ -27,6 +27,8 @@ CAPABILITIES: dict[str, str] = {
     "tcp-info": "TCP_INFO",
     "repair": "sequence numbers of a socket can be set (Linux's TCP_REPAIR)",
     "shutdown-read": "shutdown with how: rd",
+    "half-close": "a state can be reached by shutdown with how: wr, which sends a FIN",
+    "simultaneous-open": "a SYN in SYN-SENT leads to SYN-RECEIVED",
     "reuse-port": "SO_REUSEPORT",
     "fast-open": "TCP Fast Open, RFC 7413",
     "timestamps": "TCP timestamps, RFC 7323",

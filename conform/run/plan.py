@@ -211,10 +211,20 @@ def not_applicable(case: Case, stack: Stack) -> str | None:
 
 
 def needs(case: Case) -> list[str]:
-    """The capabilities that *case* needs: those that it says, and those that follow from its calls."""
+    """The capabilities that *case* needs: those that it says, and those that follow from its calls and its recipe.
+
+    What a recipe goes by is needed, what a case's own steps do is what the case is about: without a half-close the
+    states behind one cannot be reached, and the case that calls shutdown shows it.
+    """
     found = dict.fromkeys(case.requires)
+    if case.given.state == "SYN-RECEIVED" and case.given.role == "active":
+        found["simultaneous-open"] = None
     if case.sysctl:
         found["linux"] = None
+    for step in _steps(case.recipe):
+        call = getattr(step, "call", None)
+        if call is not None and call.do == "shutdown":
+            found["half-close"] = None
     for step in _steps([*case.recipe, *case.steps]):
         call = getattr(step, "call", None) or getattr(step, "start", None)
         if call is None:

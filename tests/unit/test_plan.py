@@ -151,6 +151,8 @@ def test_requirements_are_found_wherever_they_are_named() -> None:
         ({"steps": [{"call": {"do": "exit"}}]}, "kill"),
         ({"steps": [{"start": {"do": "accept", "as": "a"}}]}, "overlap"),
         ({"recipe": [{"call": "socket"}]}, "calls"),
+        ({"recipe": [{"call": {"do": "shutdown", "how": "wr"}}]}, "half-close"),
+        ({"given": {"state": "SYN-RECEIVED", "role": "active"}}, "simultaneous-open"),
         ({"steps": [{"repeat": {"times": 2, "steps": [{"call": "close"}]}}]}, "calls"),
         ({"steps": [{"optional": [{"expect": {"flags": "A"}}, {"call": "close"}]}]}, "calls"),
     ],
@@ -164,6 +166,11 @@ def test_what_the_stack_cannot_do_is_not_applicable(changes: dict[str, Any], lac
         assert "toy cannot do that" in reason
     why = Stack(frozenset({lacking}), reasons={lacking: "this kernel is old"})
     assert "this kernel is old" in str(_reason(case, why)[0])
+
+
+def test_a_call_of_the_cases_own_shows_that_shutdown_sends_nothing() -> None:
+    case = _case("a", steps=[{"call": {"do": "shutdown", "how": "wr"}}])
+    assert _reason(case, Stack(lacking=frozenset({"half-close"}))) == [None, None]
 
 
 def test_a_setting_that_cannot_be_made_is_not_applicable() -> None:
