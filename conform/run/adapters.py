@@ -45,11 +45,11 @@ class Described:
         return data
 
 
-def describe(name: str, machine: Machine, try_out: bool = True) -> Described:
+def describe(name: str, machine: Machine, scratch: str | None) -> Described:
     """The stack of that *name* (or description's path) on this *machine*. Raises :class:`StackError`.
 
-    With *try_out* a stack that is started is started once, for what its agent cannot do and whether its fences hold.
-    To be called in the namespaces that trials will be run in.
+    With *scratch*, a directory for what is temporary, a stack that is started is started once, for what its agent
+    cannot do and whether its fences hold. To be called in the namespaces that trials will be run in.
     """
     try:
         description = load(name)
@@ -60,10 +60,10 @@ def describe(name: str, machine: Machine, try_out: bool = True) -> Described:
         lacking = dict(machine.environment.get("lacking", {}))
         if not machine.environment.get("states", True):
             lacking["states"] = "connection states cannot be read on this machine"
-    elif try_out:
+    elif scratch is not None:
         from conform.run.rig import tryout
 
-        lacking = tryout.lacking(description)
+        lacking = tryout.lacking(description, scratch)
     return Described(description, lacking)
 
 

@@ -123,7 +123,7 @@ def _run(
         complain(str(error))
         return Ran(EXIT_USAGE)
     try:
-        stack = adapters.describe(options.stack, machine, try_out=machine.usable)
+        stack = adapters.describe(options.stack, machine, scratch if machine.usable else None)
     except adapters.StackError as error:
         complain(str(error))
         return Ran(EXIT_USAGE if error.usage else EXIT_BROKEN)

@@ -48,6 +48,8 @@ _KEPT, _SHOWN, _WIDTH = 64 << 10, 12, 240
 _ASK = 0.02
 #: How long a stand that served a trial may take to be ready for the next; one that takes longer is given up.
 _AGAIN = 3.0
+#: After so many trials in a row for which the stack did not come up it is not started any more.
+_GIVE_UP = 3
 #: Ports of the stack that trials get in turn, where one stack serves many.
 _PORTS = range(1100, 30000)
 #: For how long a packet to a port of an earlier trial is that trial's, in seconds.
@@ -584,6 +586,8 @@ class StartedRig:
     def open(self) -> None:
         """Have a stand. Raises OSError when none can be started."""
         adapter = self._adapter
+        if adapter.failures >= _GIVE_UP:
+            raise StackLostError(f"the stack did not come up for {adapter.failures} trials in a row")
         self._stand = adapter.idle(self.resolved)
         if self._stand is not None:
             self._stand.again(self)
@@ -604,6 +608,7 @@ class StartedRig:
             except OSError as error:
                 self.ears.broke(str(error))
                 return
+        self._adapter.failures = 0
         self.is_up = True
         self.ears.ready()
 
@@ -619,6 +624,7 @@ class StartedRig:
             except OSError as error:
                 self.ears.broke(str(error))
         else:
+            self._adapter.failures += 1
             self.ears.broke(reason)
 
     @property
@@ -695,6 +701,7 @@ class StartedAdapter:
         self.loop = loop
         self.ward = ward
         self.description = description
+        self.failures = 0  # trials in a row for which no stand came up
         self._limit = limit
         self._scratch = scratch
         self._stands: list[Stand] = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from dataclasses import replace
 from typing import Any
@@ -63,8 +62,10 @@ class _Ears:
         self.wrong = reason
 
 
-def lacking(description: StackDescription) -> dict[str, str]:
+def lacking(description: StackDescription, scratch: str) -> dict[str, str]:
     """The capabilities that the description claims and the agent does not have, each with the reason.
+
+    *scratch* is a directory for what is temporary.
 
     Raises :class:`~conform.run.adapters.StackError`: the stack is not built, does not come up, or answers behind its
     fences.
@@ -73,7 +74,7 @@ def lacking(description: StackDescription) -> dict[str, str]:
     if not builds.built(description):
         raise StackError(f"{name} is not built yet: conform stacks build {name}", usage=False)
     within = description.start.within if description.start is not None else 5.0
-    found = in_child(lambda: _try(description), 4 * within + 15, starts=True)
+    found = in_child(lambda: _try(description, scratch), 4 * within + 15, starts=True)
     if isinstance(found, str):
         found = {"wrong": found}
     if found["wrong"]:
@@ -105,35 +106,34 @@ def _trial(description: StackDescription, version: int) -> Trial:
     )  # fmt: skip
 
 
-def _try(description: StackDescription) -> dict[str, Any]:
+def _try(description: StackDescription, scratch: str) -> dict[str, Any]:
     netns.unshare_home()
     codec.preload()
     loop = Loop()
     capabilities: list[str] | None = None
-    with tempfile.TemporaryDirectory(prefix="conform-") as scratch:
-        for version in description.pairs:
-            adapter = StartedAdapter(loop, _NoWard(), description, 1, scratch)  # type: ignore[arg-type]
-            adapter.tries = 1  # what fails once before a run is told at once
-            ears = _Ears()
-            try:
-                trial = _trial(description, version)
-                rig = adapter.rig(trial, ears)
-                rig.open()
-                while not ears.up and not ears.wrong:
-                    loop.turn(0.05)
-                if ears.wrong:
-                    return {"wrong": f"IPv{version}: {ears.wrong}", "fence": "", "capabilities": None}
-                said = rig.capabilities
-                capabilities = sorted(said) if said is not None else None
-                wrong = _services(loop, rig, ears, trial, description)
-                if not wrong and description.settle == "fence":
-                    wrong = _fences(loop, rig, ears, trial)
-                if wrong:
-                    return {"wrong": "", "fence": wrong, "capabilities": capabilities}
-            except OSError as error:
-                return {"wrong": f"IPv{version}: {error}", "fence": "", "capabilities": None}
-            finally:
-                adapter.close()
+    for version in description.pairs:
+        adapter = StartedAdapter(loop, _NoWard(), description, 1, scratch)  # type: ignore[arg-type]
+        adapter.tries = 1  # what fails once before a run is told at once
+        ears = _Ears()
+        try:
+            trial = _trial(description, version)
+            rig = adapter.rig(trial, ears)
+            rig.open()
+            while not ears.up and not ears.wrong:
+                loop.turn(0.05)
+            if ears.wrong:
+                return {"wrong": f"IPv{version}: {ears.wrong}", "fence": "", "capabilities": None}
+            said = rig.capabilities
+            capabilities = sorted(said) if said is not None else None
+            wrong = _services(loop, rig, ears, trial, description)
+            if not wrong and description.settle == "fence":
+                wrong = _fences(loop, rig, ears, trial)
+            if wrong:
+                return {"wrong": "", "fence": wrong, "capabilities": capabilities}
+        except OSError as error:
+            return {"wrong": f"IPv{version}: {error}", "fence": "", "capabilities": None}
+        finally:
+            adapter.close()
     return {"wrong": "", "fence": "", "capabilities": capabilities}
 
 
