@@ -22,6 +22,9 @@ from conform.cli import reporting
 @click.option("--interface", metavar="NAME", help="The device that hello tells of.")
 @click.option("--mtu", type=click.IntRange(68, 65535), help="Its MTU, for hello.")
 @click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting to try: does a hello give it back?"
+)
+@click.option(
     "--within", type=click.FloatRange(0.1, 600), default=30.0, help="Seconds until hello is replied to.  [30]"
 )
 def command(
@@ -31,6 +34,7 @@ def command(
     testers: tuple[str, ...],
     interface: str | None,
     mtu: int | None,
+    settings: tuple[str, ...],
     within: float,
 ) -> int:
     """Start COMMAND, an agent, and check that it speaks docs/agent-protocol.md on its standard input and output.
@@ -44,7 +48,7 @@ def command(
     if mtu is not None:
         link["mtu"] = mtu
     try:
-        setup = agentcheck.setup(command, shared.versions(ip), stacks, testers, link, within)
+        setup = agentcheck.setup(command, shared.versions(ip), stacks, testers, link, within, settings)
         counts = dict.fromkeys(("ok", "failed", "not checked"), 0)
         for finding in agentcheck.check(setup):
             reporting.say(str(finding))

@@ -91,6 +91,8 @@ class Setup:
     link: dict[int, dict[str, Any]] = field(default_factory=dict)
     within: float = 30.0
     bound: float = BOUND
+    #: A setting that the stack has, and a value for it that it does not have by itself.
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 def setup(
@@ -100,12 +102,15 @@ def setup(
     testers: Sequence[str],
     link: dict[str, Any],
     within: float,
+    settings: Sequence[str] = (),
 ) -> Setup:
     """A :class:`Setup` of addresses in either version, and of what hello tells of the link in both.
 
     A version that addresses are given without is left out; where none are given it is loopback. Raises ValueError for
-    an address that is none, or without its other end.
+    an address that is none, or without its other end, and for a setting that is not NAME=VALUE.
     """
+    if any("=" not in each[1:] for each in settings):
+        raise ValueError("--set wants NAME=VALUE")
     given = {ipaddress.ip_address(each).version: each for each in stacks}
     others = {ipaddress.ip_address(each).version: each for each in testers}
     if set(others) - set(given):
@@ -120,6 +125,7 @@ def setup(
         dict(sorted(chosen.items())),
         {version: {**link, **({"prefix": prefix[version]} if given else {})} for version in chosen},
         within,
+        settings=dict(each.split("=", 1) for each in settings),
     )
 
 
@@ -754,7 +760,7 @@ def _urgent(bench: Bench) -> None:
     bench.need("urgent")
     client, server, _ = bench.pair()
     bench.ok("send", on=client, payload="21", flags=["MSG_OOB"])
-    bench.ok("poll", on=server, events=["pri"], timeout=bench.bound)
+    bench.ok("poll", on=server, events=["pri"], timeout=bench.bound / 2)
     reply = bench.ok("recvmsg", on=server, size=1, flags=["MSG_OOB"])
     good = (reply.get("data"), reply.get("msg_flags")) == ("21", ["MSG_OOB"])
     bench.want(good, "another reply", '{"returned": 1, "data": "21", "msg_flags": ["MSG_OOB"]}', "The calls")
@@ -945,6 +951,34 @@ def _again(bench: Bench) -> None:
     bench.want(reply.get("returned") == 0, "the port is still taken", rule, "Hello")
 
 
+def _given_back(bench: Bench) -> None:
+    """A hello after settings were made, each of them twice."""
+    section = "States and settings"
+    if not bench.setup.settings:
+        raise Unchecked("no setting to try was named: --set NAME=VALUE")
+
+    def was(name: str, value: str) -> str:
+        reply = bench.agent.reply(bench.begin("set", name=name, value=value))
+        bench.want(reply.get("returned") == 0, f"{name} is not set", "the setting is made", section)
+        if "value" not in reply:
+            raise Unchecked(f"the agent does not tell what {name} was")
+        bench.want(isinstance(reply["value"], str), f"{reply['value']!r} is no text", "as value, as text", section)
+        return str(reply["value"])
+
+    settings = bench.setup.settings
+    first = {name: was(name, value) for name, value in settings.items()}
+    for name, value in settings.items():
+        changed = was(name, value)
+        if changed == first[name]:
+            raise Unchecked(f"{name} was {changed} already")
+    reply = bench.hello()
+    rule = "a hello that comes again gives back what set changed"
+    bench.want("hello" in reply, f"a fault: {reply.get('fault')}", rule, "Hello")
+    for name, value in settings.items():
+        now = was(name, value)
+        bench.want(now == first[name], f"{name} was {first[name]}, and is {now}", rule, "Hello")
+
+
 def _first_hello(bench: Bench) -> None:
     bench.say_hello(novelty=True)
     bench.agent.send({"id": 0, "do": "socket", "as": "early"})
@@ -1038,7 +1072,12 @@ def _trial(setup: Setup, version: int) -> Iterator[Finding]:
         yield first
         if first.verdict != "ok":
             return
-        for what, work in [*_CHECKS, ("a second hello begins another trial", _again), ("it ends with its input", _end)]:
+        last = (
+            ("a second hello begins another trial", _again),
+            ("a hello gives back what set changed", _given_back),
+            ("it ends with its input", _end),
+        )
+        for what, work in (*_CHECKS, *last):
             if broken:
                 try:
                     if not afresh():

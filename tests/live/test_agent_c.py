@@ -58,7 +58,8 @@ def _in_namespace(test: Callable[[], None]) -> None:
 
 
 def _problems(*command: str) -> list[str]:
-    found = list(agentcheck.check(agentcheck.Setup(command, bound=20.0)))
+    settings = {"net.ipv4.tcp_sack": "0", "net.ipv4.tcp_rmem": "4096 5000 60000"}
+    found = list(agentcheck.check(agentcheck.Setup(command, bound=20.0, settings=settings)))
     problems = [str(each) for each in found if each.verdict == "failed"]
     problems += [str(each) for each in found if each.verdict == "not checked" and "does not claim" not in each.came]
     assert len(found) > 60
@@ -199,6 +200,62 @@ def test_times_of_the_sockets_own(agent_c: str) -> None:
         return max(
             int(line.partition('"id": ')[2].partition(",")[0]) for line in bench.agent.lines[-2:] if '"do"' in line
         )
+
+    _in_namespace(run)
+
+
+def test_all_that_is_waited_for_comes_after_a_half_close_too(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            peers = _peers(bench, 4005)
+            for ahead in (True, False):
+                name, peer = ("c1", "c2")[not ahead], next(peers)
+                bench.ok("shutdown", on=name, how="wr")
+                wanted = {"on": name, "size": 9, "flags": ["MSG_WAITALL"], "timeout": 20.0, "overlap": True}
+                if ahead:
+                    peer.sendall(b"abcde")
+                    peer.shutdown(socket.SHUT_WR)
+                    bench.ok("poll", on=name, events=["hup"], timeout=20.0)
+                    receive = bench.begin("recv", **wanted)
+                else:
+                    receive = bench.begin("recv", **wanted)
+                    bench.blocked(receive)
+                    peer.sendall(b"ab")
+                    bench.agent.quiet()
+                    peer.sendall(b"cde")
+                    peer.shutdown(socket.SHUT_WR)
+                assert bench.end(receive) == {"id": receive, "returned": 5, "data": "6162636465"}
+
+    _in_namespace(run)
+
+
+def test_what_came_before_a_reset_is_received_and_then_the_error(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            peer = next(_peers(bench, 4006))
+            receive = bench.begin("recv", size=9, flags=["MSG_WAITALL"], overlap=True)
+            bench.blocked(receive)
+            peer.sendall(b"ab")
+            bench.agent.quiet()
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            peer.sendall(b"cde")
+            peer.close()
+            assert bench.end(receive)["data"] == "6162636465"
+            assert bench.ask("recv", size=9)["error"] == "ECONNRESET"
+
+    _in_namespace(run)
+
+
+def test_settings_are_given_back_at_the_end_of_input_too(agent_c: str) -> None:
+    def run() -> None:
+        setting = Path("/proc/sys/net/ipv4/tcp_retries2")
+        before = setting.read_text()
+        with _Talk(agent_c) as bench:
+            bench.ok("set", name="net.ipv4.tcp_retries2", value="3")
+            assert setting.read_text() == "3\n"
+            assert "does not take that value" in bench.ask("set", name="net.ipv4.tcp_retries2", value="-1")["fault"]
+            assert bench.agent.finish() == 0
+        assert setting.read_text() == before
 
     _in_namespace(run)
 

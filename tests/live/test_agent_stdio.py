@@ -402,7 +402,11 @@ def test_settings_are_given_back(talk):
             return read_sysctl("net.ipv4.tcp_sack").strip()
 
     assert sack() == "1"
-    assert talk.ask({"id": 1, "do": "set", "name": "net.ipv4.tcp_sack", "value": 0}) == {"id": 1, "returned": 0}
+    assert talk.ask({"id": 1, "do": "set", "name": "net.ipv4.tcp_sack", "value": 0}) == {
+        "id": 1,
+        "returned": 0,
+        "value": "1",
+    }
     assert sack() == "0"
     talk.ask(HELLO)
     assert sack() == "1"

@@ -45,6 +45,7 @@ class Agent:
     def __init__(self):
         self.table, self.sleeping, self.hello = {}, [], None
         self.ephemeral = 50000
+        self.settings, self.before = {"speed": "1"}, {}
 
     def say(self, message):
         text = json.dumps(message)
@@ -88,6 +89,9 @@ class Agent:
             if FLAW != "remembers names":
                 self.table.clear()
             self.sleeping.clear()
+            if FLAW != "keeps settings":
+                self.settings.update(self.before)
+            self.before.clear()
         self.hello = request
         words = {"invents capabilities": [*CAPABILITIES, "telepathy"], "cannot call": [], "claims urgent": ["urgent"]}
         claimed = words.get(FLAW, CAPABILITIES)
@@ -313,7 +317,14 @@ class Agent:
     def set(self, request):
         if FLAW == "sets anything":
             return {"returned": 0}
-        raise FaultError("unknown setting")
+        name, was = request["name"], self.settings.get(request["name"])
+        if was is None:
+            raise FaultError("unknown setting")
+        if FLAW == "gives back the last":
+            self.before[name] = was
+        self.before.setdefault(name, was)
+        self.settings[name] = request["value"]
+        return {"returned": 0, "value": int(was) if FLAW == "numbers settings" else was}
 
 
 def main():

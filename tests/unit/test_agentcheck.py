@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ AGENT = Path(__file__).with_name("memory_agent.py")
 
 def _setup(flaw: str = "", bound: float = 10.0) -> agentcheck.Setup:
     command = [sys.executable, "-I", "-S", str(AGENT), *([flaw] if flaw else [])]
-    return agentcheck.Setup(command, {4: ("192.0.2.1", "192.0.2.2")}, bound=bound)
+    return agentcheck.Setup(command, {4: ("192.0.2.1", "192.0.2.2")}, bound=bound, settings={"speed": "2"})
 
 
 def _first_failure(flaw: str, bound: float = 10.0) -> agentcheck.Finding:
@@ -62,13 +63,16 @@ SPOKEN = {
     "blocked when ready": ("a call that does not sleep", "Overlapping"),
     "one hello": ("a second hello", "Hello"),
     "remembers names": ("a second hello", "Hello"),
+    "keeps settings": ("a hello gives back what set changed", "Hello"),
+    "gives back the last": ("a hello gives back what set changed", "Hello"),
+    "numbers settings": ("a hello gives back what set changed", "States and settings"),
     "ends badly": ("it ends with its input", "The channel"),
 }
 #: Flaws that show in silence, for which a short one does.
 SILENT = {
     "cuts payloads": ("a payload of 300,000 octets", "Replies"),
     "peeking takes": ("MSG_PEEK leaves octets", "Replies"),
-    "claims urgent": ("an urgent octet", "Replies"),
+    "claims urgent": ("an urgent octet", "The calls"),
     "always blocks": ("set-nonblocking", "Replies"),
     "a read is a line": ("a line may come in pieces", "Replies"),
     "keeps ids small": ("each of many requests", "Replies"),
@@ -129,6 +133,17 @@ def test_a_call_that_the_least_agent_lacks_is_not_checked() -> None:
     assert "the agent has no poll" in {each.came for each in findings}
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [({}, "no setting to try was named: --set NAME=VALUE"), ({"speed": "1"}, "speed was 1 already")],
+)
+def test_settings_are_checked_where_one_is_named_that_can_be_told_from_none(
+    settings: dict[str, str], said: str
+) -> None:
+    findings = list(agentcheck.check(replace(_setup(), settings=settings)))
+    assert [each.came for each in findings if each.what.endswith("gives back what set changed")] == [said]
+
+
 def test_checks_go_on_with_a_fresh_agent_where_one_died() -> None:
     findings = list(agentcheck.check(_setup("dies of garbage")))
     verdicts = {each.what.partition(": ")[2]: each.verdict for each in findings}
@@ -179,6 +194,9 @@ def test_addresses_are_taken_in_pairs() -> None:
     made = agentcheck.setup(["x"], (4, 6), ["2001:db8::1", "192.0.2.1"], ["192.0.2.2"], {"interface": "tap0"}, 1.0)
     assert made.addresses == {4: ("192.0.2.1", "192.0.2.2"), 6: ("2001:db8::1", "2001:db8::1")}
     assert made.link == {4: {"interface": "tap0", "prefix": 24}, 6: {"interface": "tap0", "prefix": 64}}
+    assert agentcheck.setup(["x"], (4,), [], [], {}, 1.0, ["a=b=c"]).settings == {"a": "b=c"}
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        agentcheck.setup(["x"], (4,), [], [], {}, 1.0, ["=1"])
     for versions, stacks, testers in (((6,), ["192.0.2.1"], []), ((4,), [], ["192.0.2.2"]), ((4,), ["x"], [])):
         with pytest.raises(ValueError, match=r"IP version|IPv4"):
             agentcheck.setup(["x"], versions, stacks, testers, {}, 1.0)

@@ -113,8 +113,9 @@ class Hub:
             self.end()
 
     def end(self) -> NoReturn:
-        """Reset the connections and be gone."""
+        """Reset the connections, give back what was set, and be gone."""
         self.end_processes()
+        self.system.restore()
         os._exit(0)
 
     # From conform ----------------------------------------------------------------------------------------------------
@@ -190,8 +191,8 @@ class Hub:
     def own(self, id: int, do: str, request: dict[str, Any]) -> None:
         """What needs no process. Raises OSError, ValueError."""
         if do == "set":
-            self.system.set(request["name"], request["value"])
-            self.say({"id": id, "returned": 0})
+            before = self.system.set(request["name"], request["value"])
+            self.say({"id": id, "returned": 0, "value": before})
         else:
             state = self.system.state(self.ip, request["port"], request.get("peer", 0))
             self.say({"id": id, "returned": 0, "value": state})

@@ -41,14 +41,15 @@ class System:
         self.capabilities = tuple(self._find())
 
     # Settings --------------------------------------------------------------------------------------------------------
-    def set(self, name: str, value: Any) -> None:
-        """Write *value* to the sysctl *name*, until :meth:`restore`. Raises OSError, ValueError."""
+    def set(self, name: str, value: Any) -> str:
+        """Write *value* to the sysctl *name*, until :meth:`restore`; what it was. Raises OSError, ValueError."""
         path = Path("/proc/sys", *name.split("."))
         if not path.is_relative_to("/proc/sys") or ".." in path.parts or "/" in name:
             raise ValueError(f"{name!r} is no sysctl's name")
         before = path.read_text()
         path.write_text(f"{value}\n")
         self._written.setdefault(path, before)
+        return before.strip()
 
     def restore(self) -> None:
         """Give back their values to the sysctls that were written."""

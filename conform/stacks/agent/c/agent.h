@@ -138,6 +138,9 @@ void last_words(const char *why) __attribute__((noreturn));
 #else
 #define S(call) call
 #endif
+#ifndef LWIP
+#include <sys/ioctl.h> /* lwIP has another FIONREAD */
+#endif
 #ifdef LWIP
 #undef TCP_MSS /* <netinet/tcp.h> has one, which is not lwIP's */
 #include "lwip/sockets.h"
@@ -166,7 +169,8 @@ void platform_capabilities(struct text *to);
  * once. */
 const char *platform_start(char **argv);
 const char *platform_trial(void);
-/* Before the descriptors are closed at a trial's end: reset what is theirs and what nobody has any more. */
+/* Before the descriptors are closed at a trial's end: reset what is theirs and what nobody has any more, and give back
+ * what was set. */
 void platform_reset(void);
 /* Whether a fresh process must hear the next trial's hello, because nothing else resets the stack. */
 extern const bool platform_renewed;
@@ -189,7 +193,8 @@ const char *platform_signal(void);
 int platform_info(int fd, struct text *to);
 /* NULL: cannot be told. */
 const char *platform_state(int port, int peer);
-const char *platform_set(const char *name, const char *value);
+/* Make a setting; what it was before is put, and given back by platform_reset. A fault, or NULL. */
+const char *platform_set(const char *name, const char *value, struct text *before);
 const char *tcp_state_name(int state); /* by the number in <linux/tcp.h> */
 
 #endif

@@ -431,6 +431,15 @@ static bool broken_behind(const struct call *call)
 	return call->done > 0 && platform_ready(call->fd, POLLIN | POLLOUT) & (POLLERR | POLLHUP);
 }
 
+/* The same for recv: after a half-close POLLHUP is the peer's FIN, and before an error there may be octets. */
+static bool nothing_before_an_error(const struct call *call)
+{
+	int octets = 0;
+	if (call->done == 0 || !(platform_ready(call->fd, POLLIN) & POLLERR))
+		return false;
+	return S(ioctl)(call->fd, FIONREAD, &octets) < 0 || octets <= 0;
+}
+
 static enum outcome do_send(struct call *call)
 {
 	if (!call->octets) {
@@ -480,20 +489,22 @@ static enum outcome do_recv(struct call *call)
 		call->size = (size_t)size;
 		call->octets = allot(NULL, call->size);
 	}
-	struct iovec part = {call->octets + call->done, call->size - call->done};
+	bool all = (call->flags & (MSG_WAITALL | MSG_PEEK)) == MSG_WAITALL;
+	struct iovec part;
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 	int flags = call->flags & platform_flags;
-	ssize_t got = 0;
-	if (!broken_behind(call))
-		got = plain ? S(recv)(call->fd, part.iov_base, part.iov_len, flags) : S(recvmsg)(call->fd, &message, flags);
-	if (got < 0 && would_block() && may_sleep(call))
-		return SLEEPS;
-	if (got < 0 && call->done == 0)
-		return result(call, -1);
-	call->done += got > 0 ? (size_t)got : 0;
-	bool all = (call->flags & (MSG_WAITALL | MSG_PEEK)) == MSG_WAITALL;
-	if (all && got > 0 && call->done < call->size && may_sleep(call))
-		return SLEEPS;
+	ssize_t got;
+	do {
+		part = (struct iovec){call->octets + call->done, call->size - call->done};
+		got = nothing_before_an_error(call) ? 0
+		      : plain                       ? S(recv)(call->fd, part.iov_base, part.iov_len, flags)
+		                                    : S(recvmsg)(call->fd, &message, flags);
+		if (got < 0 && would_block() && may_sleep(call))
+			return SLEEPS;
+		if (got < 0 && call->done == 0)
+			return result(call, -1);
+		call->done += got > 0 ? (size_t)got : 0;
+	} while (all && got > 0 && call->done < call->size && may_sleep(call));
 	result(call, (long)call->done);
 	if (!(call->flags & MSG_TRUNC)) { /* with it TCP discards the octets: nothing was copied (tcp(7)) */
 		put(&call->members, ",\"data\":\"");
@@ -739,8 +750,15 @@ static enum outcome do_set(struct call *call)
 	const char *name = json_text(call->request, "name");
 	if (!name || !value || (value->kind != TEXT && value->kind != NUMBER))
 		return fault(call, "set wants a name, and a number or text as its value", NULL);
-	const char *why = platform_set(name, value->text);
-	return why ? fault(call, why, name) : result(call, 0);
+	struct text before = {0};
+	const char *why = platform_set(name, value->text, &before);
+	why ? fault(call, why, name) : result(call, 0);
+	if (before.at) {
+		put(&call->members, ",\"value\":");
+		put_quoted(&call->members, before.at);
+	}
+	free(before.at);
+	return ENDED;
 }
 
 static const struct method methods[] = {

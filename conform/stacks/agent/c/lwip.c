@@ -233,9 +233,9 @@ const char *platform_state(int port, int peer)
 	return names[found];
 }
 
-const char *platform_set(const char *name, const char *value)
+const char *platform_set(const char *name, const char *value, struct text *before)
 {
-	(void)name, (void)value;
+	(void)name, (void)value, (void)before;
 	return "unknown setting '%s'"; /* all are chosen when lwIP is compiled */
 }
 

@@ -228,9 +228,9 @@ const char *platform_state(int port, int peer)
 	return NULL; /* its lists hang on struct stack, which no header tells of */
 }
 
-const char *platform_set(const char *name, const char *value)
+const char *platform_set(const char *name, const char *value, struct text *before)
 {
-	(void)name, (void)value;
+	(void)name, (void)value, (void)before;
 	return "unknown setting '%s'";
 }
 

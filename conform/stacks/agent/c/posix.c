@@ -37,8 +37,6 @@ const char *platform_trial(void)
 	return NULL;
 }
 
-void platform_reset(void) {}
-
 static int unblocked(int fd)
 {
 	if (fd >= 0)
@@ -180,21 +178,77 @@ const char *platform_state(int port, int peer)
 	return tcp_state_name(found);
 }
 
-/* A sysctl: net.ipv4.tcp_sack. */
-const char *platform_set(const char *name, const char *value)
+/* A sysctl that was set, and what it was before. */
+struct kept {
+	struct kept *next;
+	char path[256], value[4096];
+};
+static struct kept *kept;
+
+/* What the file holds, without the end of its line. */
+static bool read_setting(const char *path, char *to, size_t size)
 {
-	char path[256] = "/proc/sys/", *dot;
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t got = fd < 0 ? -1 : read(fd, to, size - 1);
+	if (fd >= 0)
+		close(fd);
+	while (got > 0 && to[got - 1] == '\n')
+		got--;
+	if (got >= 0)
+		to[got] = 0;
+	return got >= 0;
+}
+
+static bool write_setting(const char *path, const char *value)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	ssize_t written = fd < 0 ? -1 : write(fd, value, strlen(value));
+	int error = errno;
+	if (fd >= 0)
+		close(fd);
+	errno = error;
+	return written >= 0;
+}
+
+/* A sysctl: net.ipv4.tcp_sack. */
+const char *platform_set(const char *name, const char *value, struct text *before)
+{
+	struct kept *found = kept, *made = NULL;
+	char path[256] = "/proc/sys/", was[4096], *dot;
 	if (strncmp(name, "net.", 4) || strchr(name, '/') || strlen(name) > 200)
 		return "unknown setting '%s'";
 	strcat(path, name);
 	while ((dot = strchr(path, '.')))
 		*dot = '/';
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0)
-		return errno == ENOENT ? "unknown setting '%s'" : "the setting '%s' cannot be written";
-	ssize_t written = write(fd, value, strlen(value));
-	close(fd);
-	return written < 0 ? "the setting '%s' does not take that value" : NULL;
+	if (!read_setting(path, was, sizeof was))
+		return errno == ENOENT ? "unknown setting '%s'" : "the setting '%s' cannot be read, to be given back later";
+	while (found && strcmp(found->path, path))
+		found = found->next;
+	if (!found) {
+		made = allot(NULL, sizeof *made);
+		strcpy(made->path, path);
+		strcpy(made->value, was);
+	}
+	if (!write_setting(path, value)) {
+		free(made);
+		return errno == EINVAL ? "the setting '%s' does not take that value" : "the setting '%s' cannot be written";
+	}
+	if (made) {
+		made->next = kept;
+		kept = made;
+	}
+	put(before, "%s", was);
+	return NULL;
+}
+
+void platform_reset(void)
+{
+	for (struct kept *each; (each = kept);) { /* the last first: one may bound another */
+		kept = each->next;
+		if (!write_setting(each->path, each->value))
+			last_words("a setting cannot be given back");
+		free(each);
+	}
 }
 
 #else
@@ -218,11 +272,13 @@ const char *platform_state(int port, int peer)
 	return NULL;
 }
 
-const char *platform_set(const char *name, const char *value)
+const char *platform_set(const char *name, const char *value, struct text *before)
 {
-	(void)name, (void)value;
+	(void)name, (void)value, (void)before;
 	return "unknown setting '%s'";
 }
+
+void platform_reset(void) {}
 
 #endif
 #endif
