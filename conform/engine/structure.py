@@ -122,12 +122,17 @@ def _choose(run: Runtime, step: m.OneOfStep) -> Script:
         passed = [branch for branch, until in lasts if run.looked >= until]
         if passed and refused is None:
             return passed[0]
-        if run.looked >= deadline or not (deadlines or lasts):
+        ended = [p for p in calls if p.action in run.replies]
+        hopeless = calls and len(ended) == len(calls) and not (expects or lasts or momentary or reads)
+        if hopeless or run.looked >= deadline or not (deadlines or lasts):
             for pending in calls:
                 if pending.action not in run.replies and pending.action not in run.blocked:
                     raise no_reply(pending)
             ways = " or ".join(b.name for b in step.one_of)
-            raise refused or run.fail(f"the stack went none of the ways {ways}", ways, "none of them")
+            said = [f"{p.call.do} ended with {run.outcomes.text(run.replies[p.action].reply)}" for p in ended]
+            actual = ", ".join(dict.fromkeys(said))
+            what = f"the stack went none of the ways {ways}" + (f": {actual}" if actual else "")
+            raise refused or run.fail(what, ways, actual or "none of them")
         yield from run.wait(min([deadline, *(until for _, until in lasts if until > run.looked)]))
 
 
