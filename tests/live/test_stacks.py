@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,18 @@ def needs(stack: str) -> None:
     elif lacks:
         reason = f"{stack} is not here: {'; '.join(lacks)}"
         machine.unusable(reason) if stack in ALWAYS else pytest.skip(reason)
+
+
+def processes(mark: Path) -> dict[int, str]:
+    """The processes in whose environment *mark* stands, with their command lines."""
+    found = {}
+    for each in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(mark).encode() in (each / "environ").read_bytes():
+                found[int(each.name)] = (each / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it has just ended
+            continue
+    return found
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -196,12 +209,12 @@ def test_what_kills_stacks_leaves_right_verdicts_and_nothing_behind(tmp_path: Pa
     needs("lwip")
     stop = threading.Event()
     killed = []
+    own = {**os.environ, "CONFORM_TEST": str(tmp_path)}
 
     def kill() -> None:
         dice = random.Random(7)
         while not stop.wait(dice.uniform(0.05, 0.4)):
-            found = subprocess.run(["pgrep", "-f", "conform-agent-lwip"], capture_output=True, text=True, check=False)
-            pids = [int(word) for word in found.stdout.split()]
+            pids = [pid for pid, command in processes(tmp_path).items() if "conform-agent-lwip" in command]
             if pids:
                 pid = dice.choice(pids)
                 try:
@@ -213,7 +226,9 @@ def test_what_kills_stacks_leaves_right_verdicts_and_nothing_behind(tmp_path: Pa
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        done = conform("run", "cases/close", "cases/reset", "--tag", "!slow", "--stack", "lwip", "--out", str(tmp_path))
+        done = conform(
+            "run", "cases/close", "cases/reset", "--tag", "!slow", "--stack", "lwip", "--out", str(tmp_path), env=own
+        )
     finally:
         stop.set()
         killer.join()
@@ -224,5 +239,30 @@ def test_what_kills_stacks_leaves_right_verdicts_and_nothing_behind(tmp_path: Pa
     for line in deaths:
         assert "the stack died: killed by SIGKILL" in line["verdict"]["failure"]["summary"], line["id"]
     assert {line["result"] for line in found} <= {"pass", "expected-failure", "not-applicable", "fail"}
-    left = subprocess.run(["pgrep", "-f", "conform-agent-lwip"], capture_output=True, text=True, check=False)
-    assert not left.stdout
+    assert not processes(tmp_path)
+
+
+@pytest.mark.parametrize("stack", ["lwip", "gvisor"])
+def test_a_run_that_is_killed_leaves_no_stack_behind(stack: str, tmp_path: Path) -> None:
+    needs(stack)
+    scratch = tmp_path / "tmp"
+    scratch.mkdir()
+    command = [sys.executable, "-m", "conform", "run", "cases/close", "--stack", stack, "--out", str(tmp_path / "out")]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    run_file = tmp_path / "out/run.jsonl"
+    deadline = time.monotonic() + 60
+    while not (run_file.exists() and run_file.read_bytes().count(b"\n") > 3):  # some have finished, others run
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    while (left := processes(scratch)) or list(scratch.glob("conform-*")):
+        assert time.monotonic() < deadline, (left, list(scratch.rglob("*"))[:5])
+        time.sleep(0.05)
