@@ -129,7 +129,10 @@ def _choose(run: Runtime, step: m.OneOfStep) -> Script:
                 if pending.action not in run.replies and pending.action not in run.blocked:
                     raise no_reply(pending)
             ways = " or ".join(b.name for b in step.one_of)
-            said = [f"{getattr(p.call, 'do', 'call')} ended with {run.outcomes.text(run.replies[p.action].reply)}" for p in ended]
+            said = [
+                f"{getattr(p.call, 'do', 'call')} ended with {run.outcomes.text(run.replies[p.action].reply)}"
+                for p in ended
+            ]
             actual = ", ".join(dict.fromkeys(said))
             what = f"the stack went none of the ways {ways}" + (f": {actual}" if actual else "")
             raise refused or run.fail(what, ways, actual or "none of them")
