@@ -253,7 +253,7 @@ def test_a_run_that_is_killed_leaves_no_stack_behind(stack: str, tmp_path: Path)
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "TMPDIR": str(scratch)},
+        env={**os.environ, "TMPDIR": str(scratch), "CONFORM_TEST": str(tmp_path)},
     )
     run_file = tmp_path / "out/run.jsonl"
     deadline = time.monotonic() + 60
@@ -263,6 +263,6 @@ def test_a_run_that_is_killed_leaves_no_stack_behind(stack: str, tmp_path: Path)
     process.kill()
     process.wait()
     deadline = time.monotonic() + 5
-    while (left := processes(scratch)) or list(scratch.glob("conform-*")):
+    while (left := processes(tmp_path)) or list(scratch.glob("conform-*")):
         assert time.monotonic() < deadline, (left, list(scratch.rglob("*"))[:5])
         time.sleep(0.05)
