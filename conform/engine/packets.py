@@ -19,12 +19,23 @@ from conform.tcp.segment import FIN, RST, SYN, Segment
 # Sending -------------------------------------------------------------------------------------------------------------
 def send(run: Runtime, spec: m.SendSpec) -> Script:
     """The step ``send``. Raises Senseless, and LookupError when an expression has no value."""
+    yield from _linger(run, spec)
     yield from run.quiet()
     packet = run.craft.packet(spec, run.connection(spec.conn))
     when = yield from inject(run, packet)
     run.event = when
     if spec.as_ is not None and isinstance(packet, Segment):
         run.snapshots[spec.as_] = Snapshot(packet, when)
+
+
+def _linger(run: Runtime, spec: m.SendSpec) -> Script:
+    """Let the stack's SYN wait, so that the round trip that it measures is the one that its description says."""
+    connection = run.ends[spec.conn].connection
+    if not run.stack.round_trip or connection.iss is None or spec.icmp is not None:
+        return
+    until = run.event.high + run.stack.round_trip
+    while connection.snd_una == connection.iss and run.looked < until:
+        yield from run.wait(until)
 
 
 def inject(run: Runtime, packet: Any) -> Script:

@@ -15,7 +15,8 @@ class StackProfile:
     ``timers`` maps the names of ``conform.case.expr.TIMERS`` to seconds; ``tolerance`` is the slack in seconds of any
     time that the stack keeps; ``settle`` is ``"fence"`` or a time in seconds. ``addresses`` maps the IP version to
     (the stack's, the tester's). ``port`` is where the first listener listens. ``services`` maps what listens without
-    being told, in a stack without an agent, to its port.
+    being told, in a stack without an agent, to its port. ``round_trip`` is how long, in seconds, the tester lets the
+    stack's SYN wait for its acknowledgment.
     """
 
     name: str
@@ -26,6 +27,7 @@ class StackProfile:
     addresses: dict[int, tuple[str, str]]
     port: int = 80
     services: dict[str, int] = field(default_factory=dict)
+    round_trip: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """As the run file has it."""
@@ -38,6 +40,7 @@ class StackProfile:
             "addresses": {str(v): list(pair) for v, pair in self.addresses.items()},
             "port": self.port,
             "services": self.services,
+            "round_trip": self.round_trip,
         }
 
     @classmethod
@@ -52,6 +55,7 @@ class StackProfile:
             addresses={int(v): (pair[0], pair[1]) for v, pair in data["addresses"].items()},
             port=data["port"],
             services=dict(data.get("services", {})),
+            round_trip=data.get("round_trip", 0.0),
         )
 
 

@@ -230,6 +230,8 @@ class StackDescription(_Model):
     """By how many seconds any time that the stack keeps may be off."""
     settle: Literal["fence"] | Annotated[float, Field(gt=0, allow_inf_nan=False)]
     """fence: an echo is answered behind all immediate answers; else in how many seconds they have come."""
+    round_trip: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False, alias="round-trip")] = 0.0
+    """How long the tester lets the stack's SYN wait for its acknowledgment, in seconds."""
     addresses: Annotated[dict[Literal["ipv4", "ipv6"], Addresses], Field(min_length=1)]
     """Both ends' addresses."""
     port: Port = 80
@@ -346,6 +348,7 @@ class StackDescription(_Model):
             addresses=self.pairs,
             port=self.port,
             services=dict(self.services),
+            round_trip=self.round_trip,
         )
 
     def without(self, capabilities: Mapping[str, Any] | frozenset[str]) -> StackDescription:

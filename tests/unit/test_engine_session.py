@@ -1665,3 +1665,14 @@ def test_gaps_of_an_outer_repetition_outlast_the_inner(last: float, outcome: str
     steps = [SEND, {"expect": {"length": 10, "as": "first"}}, outer]
     driver = run(steps, stack=ModelStack(twist=backing_off(1.0, 2.0, 5.0, 6.0, last, last + 1)))
     assert driver.verdict.outcome == outcome
+
+
+@pytest.mark.parametrize(("seconds", "least"), [(0.0, 0.0), (0.2, 0.2)])
+def test_the_round_trip_that_the_stack_is_to_measure(seconds: float, least: float) -> None:
+    driver = Driver(trial([DATA, ACKED], stack=profile(round_trip=seconds))).play()
+    assert driver.verdict.outcome == "pass", driver.verdict
+    entries = driver.session.transcript.entries
+    syn = next(e["t"] for e in entries if e.get("e") == "arrived" and e["packet"]["flags"] == "SA")
+    acks = [e["t"] for e in entries if e.get("a") == "inject" and "A" in e["packet"]["flags"]]
+    assert least <= acks[0] - syn < least + 0.1
+    assert acks[1] - acks[0] < 0.1  # what comes behind the handshake does not wait

@@ -149,6 +149,7 @@ def test_without_drops_what_follows(linux):
         ({"settings": {"sack": {"sysctl": "net.a"}}}, "has values"),
         ({"addresses": {"ipv4": {"stack": "2001:db8::1", "tester": "192.0.2.2"}}}, "no IPv4 address"),
         ({"capabilities": ["calls", "ipv4", "reno"]}, "capabilities lacks ipv6"),
+        ({"round-trip": 1}, "round-trip"),
         ({"settle": "sometimes"}, "settle"),
         ({"settle": 0}, "settle"),
         ({"settle": 5}, "settle: 5.0 s is too long: after 5 times response.max, 5 s"),
