@@ -23,7 +23,9 @@ class Outcomes:
         reply = self._run.replies[pending.action].reply
         problem = self._problem(pending.call, outcome, reply)
         if problem is not None:
-            raise self._run.fail(*problem, self._run.reply_entries.get(pending.action))
+            summary, words = problem
+            entry = self._run.reply_entries.get(pending.action)
+            raise self._run.fail(summary, self._wanted(outcome), self.text(reply), words, entry)
         self._run.asserted()
 
     def fits(self, pending: PendingCall, outcome: m.Outcome) -> bool:
@@ -47,38 +49,28 @@ class Outcomes:
         parts += reply.get("signals") or []
         return ", ".join(parts)
 
-    def _problem(
-        self, call: m.Call, outcome: m.Outcome, reply: dict[str, Any]
-    ) -> tuple[str, str, str, tuple[str, ...]] | None:
+    def _problem(self, call: m.Call, outcome: m.Outcome, reply: dict[str, Any]) -> tuple[str, tuple[str, ...]] | None:
+        """What is wrong with *reply*, and in what it differs; ``None`` if nothing is."""
         name = f"{getattr(call, 'do', 'call')}" + (f" on {call.on}" if hasattr(call, "on") else "")
-        actual = self.text(reply)
-        wanted = self._wanted(outcome)
         if "fault" in reply:
-            return f"{name}: the agent refuses: {reply['fault']}", wanted, actual, ()
+            return f"{name}: the agent refuses: {reply['fault']}", ()
         if reply.get("timeout"):
-            return f"{name} did not return in time", wanted, actual, ()
+            return f"{name} did not return in time", ()
         error = reply.get("error")
         if outcome.error is not None:
             if error is None:
-                return f"{name} succeeded, want {' or '.join(outcome.error)}", wanted, actual, ()
+                return f"{name} succeeded, want {' or '.join(outcome.error)}", ()
             if error not in outcome.error:
-                return f"{name} failed with {error}, want {' or '.join(outcome.error)}", wanted, actual, ()
+                return f"{name} failed with {error}, want {' or '.join(outcome.error)}", ()
         elif error is not None:
-            return f"{name} failed with {error}", wanted, actual, ()
+            return f"{name} failed with {error}", ()
         if outcome.signal is not None and outcome.signal not in (reply.get("signals") or []):
-            return f"{name} raised no {outcome.signal}", wanted, actual, ()
+            return f"{name} raised no {outcome.signal}", ()
         if outcome.msg_flags is not None and set(outcome.msg_flags) != set(reply.get("msg_flags") or []):
             seen = ", ".join(reply.get("msg_flags") or []) or "none"
-            return (
-                f"{name} returned the flags {seen}, want {', '.join(outcome.msg_flags) or 'none'}",
-                wanted,
-                actual,
-                (),
-            )
+            return f"{name} returned the flags {seen}, want {', '.join(outcome.msg_flags) or 'none'}", ()
         words = self._returned(call, outcome, reply) or self._data(call, outcome, reply)
-        if words is not None:
-            return f"{name}: {words}", wanted, actual, (words,)
-        return None
+        return (f"{name}: {words}", (words,)) if words is not None else None
 
     @staticmethod
     def _wanted(outcome: m.Outcome) -> str:

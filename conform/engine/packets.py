@@ -216,15 +216,19 @@ def due_of(run: Runtime, spec: m.Timing) -> Due:
 def check_time(run: Runtime, spec: m.Timing, due: Due, arrival: Arrival) -> None:
     """Raise StepFailed when *arrival*, which *spec* expects, was early or late; Undecided if it may have been."""
     when, slack = arrival.when, run.stack.tolerance
-    came = f"{duration(when.high - due.base.high)} after {spec.from_ or 'the event before'}"
     judgment = judge(when.since(due.base), exactly(due.least, -slack), exactly(due.most, slack))
-    side, wanted = "late", f"within {duration(due.most or 0)}"
     if judgment == "ok" and due.most is None:
         judgment = judge(when, most=exactly(due.deadline))
+    if judgment == "ok":
+        return
+    came = f"{duration(when.high - due.base.high)} after {spec.from_ or 'the event before'}"
+    side = judgment.rstrip("?")
+    if side == "early":
+        wanted = f"after {duration(due.least or 0)}"
+    elif due.most is not None:
+        wanted = f"within {duration(due.most)}"
+    else:
         wanted = f"within {duration(run.stack.timers['timer.response.max'])}, the stack's time to answer"
-    elif judgment in ("early", "early?"):
-        side, wanted = "early", f"after {duration(due.least or 0)}"
-    if judgment in ("early", "late"):
-        raise run.fail(f"it came too {side}: {came}, want {wanted}", wanted, came, entry=arrival.entry)
-    if judgment != "ok":
+    if side != judgment:
         raise too_late_to_tell(when, f"{came} is too {side}")
+    raise run.fail(f"it came too {side}: {came}, want {wanted}", wanted, came, entry=arrival.entry)
