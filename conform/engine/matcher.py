@@ -179,7 +179,7 @@ class FieldMatcher:
         if not match.low.is_plain_number or shown is not str:
             wanted += f" = {shown(low)}" if high is None else f" = {shown(low)}..{shown(high)}"
         words = f"{field} {shown(actual)}, want {wanted}"
-        if match.op == "==":
+        if match.op == "==" and not field.endswith("port"):  # a port is a name: there is no near and far
             delta = diff(actual, low) if sequence else actual - low
             words += ", " + _distance(delta) + _why_off(field, delta, self.env.connection)
         self.miss(field, wanted, shown(actual), words)
