@@ -274,7 +274,7 @@ def parse(data: bytes) -> Segment | None:
     ``raw_options`` holds the option area where ``options`` alone would not be built into the same octets: an option
     with a length that cannot be, one cut short, octets behind the end of the list. End-of-list octets that only fill
     the last word are padding and no options. An option of a known kind with the wrong length appears as ``kind-N``.
-    IPv6 extension headers are skipped.
+    IPv6 extension headers are skipped. Of a first fragment it is what is in it, and its checksum cannot be told.
     """
     try:
         place = _find_tcp(data)
@@ -283,15 +283,19 @@ def parse(data: bytes) -> Segment | None:
         return None
 
 
-def _find_tcp(data: bytes) -> tuple[int, int, int] | None:
-    """Where the IP header ends, where TCP's begins, and where the packet ends; ``None`` without a whole TCP header."""
+def _find_tcp(data: bytes) -> tuple[int, int, int, bool] | None:
+    """Where the IP header ends, where TCP's begins, where the packet ends, and whether it is a first fragment; ``None``
+    without a whole TCP header.
+    """
     if len(data) < 20:
         return None
+    first = False
     version = data[0] >> 4
     if version == 4:
         start = header = (data[0] & 0xF) * 4
         if header < 20 or data[9] != _TCP or int.from_bytes(data[6:8], "big") & 0x1FFF:
             return None
+        first = bool(data[6] & 0x20)
         end = int.from_bytes(data[2:4], "big")
     elif version == 6 and len(data) >= 40:
         start = header = 40
@@ -300,6 +304,7 @@ def _find_tcp(data: bytes) -> tuple[int, int, int] | None:
             if following == _FRAGMENT_HEADER:
                 if int.from_bytes(data[start + 2 : start + 4], "big") & 0xFFF8:
                     return None
+                first = bool(data[start + 3] & 1)
                 length = 8
             else:
                 length = (data[start + 1] + 1) * 8
@@ -312,10 +317,10 @@ def _find_tcp(data: bytes) -> tuple[int, int, int] | None:
         return None
     if not start < end <= len(data):  # a wrong length: all that is there is the best guess
         end = len(data)
-    return (header, start, end) if start + _TCP_HEADER <= end else None
+    return (header, start, end, first) if start + _TCP_HEADER <= end else None
 
 
-def _parse_segment(data: bytes, ip_end: int, start: int, end: int) -> Segment:
+def _parse_segment(data: bytes, ip_end: int, start: int, end: int, first: bool) -> Segment:
     scapy = _scapy()
     version = data[0] >> 4
     words = data[start + 12] >> 4
@@ -332,7 +337,7 @@ def _parse_segment(data: bytes, ip_end: int, start: int, end: int) -> Segment:
         addresses = data[12:16] + destination
     else:
         addresses = data[8:40]
-    checksum_right = _tcp_checksum(version, addresses, octets) == 0
+    checksum_right = first or _tcp_checksum(version, addresses, octets) == 0
     options, raw_options = _parse_options(data[options_start:options_end])
     misplaced = words < 5 or start + words * 4 > end
     if misplaced and options_end > options_start:

@@ -246,6 +246,17 @@ def test_a_later_fragment_is_none():
     assert parse(bytes(data)) is None
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_of_a_first_fragment_the_checksum_is_not_judged(version):
+    data = build(plain(version=version, payload=bytes(64)))[:-8]
+    if version == 4:
+        data = data[:2] + len(data).to_bytes(2, "big") + b"\0\0\x20\0" + data[8:]
+    else:
+        data = data[:4] + (len(data) - 32).to_bytes(2, "big") + b"\x2c" + data[7:40] + b"\6\0\0\1\0\0\0\0" + data[40:]
+    parsed = parse(data)
+    assert (len(parsed.payload), parsed.checksum) == (56, None)
+
+
 def test_ipv6_extension_headers_are_skipped():
     data = build(plain(version=6, payload=b"hello"))
     hop_by_hop = bytes([6, 0, 1, 4, 0, 0, 0, 0])

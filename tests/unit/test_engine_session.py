@@ -1233,6 +1233,7 @@ def test_noise_before_the_answer_to_a_probe() -> None:
 
 
 def test_what_answers_a_probe_twice() -> None:
+    passes(run([DATA, ACKED], stack=ModelStack(twist=also(2, (0.0, {})))))
     assert failure(run([DATA, ACKED], stack=ModelStack(twist=also(2, (0.0, {"payload": b"x"}))))).endswith(
         "which nothing expects"
     )
