@@ -334,6 +334,28 @@ def test_blocked_is_said_once_and_before_the_reply() -> None:
     talk(conversation)
 
 
+def test_all_that_is_asked_for_is_read_in_as_many_pieces_as_it_takes() -> None:
+    async def conversation(made: Talk) -> None:
+        await made.ask("socket", **{"as": "c1"})
+        (sock,) = made.stack.sockets
+        waiting = await made.begin("recv", size=5, flags=["MSG_WAITALL"])
+        for piece in (b"ab", b"cd", b"ef"):
+            assert made.said == []
+            sock.data = piece
+            sock.arrived.set()
+            await asyncio.sleep(0.01)
+        assert made.said.pop() == {"id": waiting, "returned": 5, "data": b"abcde".hex()}
+        waiting = await made.begin("recv", size=5, flags=["MSG_WAITALL"])
+        for piece in (b"g", b""):  # the end of the stream
+            sock.data = piece
+            sock.arrived.set()
+            await asyncio.sleep(0.01)
+        assert made.said.pop() == {"id": waiting, "returned": 1, "data": b"g".hex()}
+        assert await made.ask("send", payload="00", flags=["MSG_WAITALL"]) == {"returned": -1, "error": "EOPNOTSUPP"}
+
+    talk(conversation)
+
+
 def test_a_hello_ends_the_trial_before() -> None:
     async def conversation(made: Talk) -> None:
         await made.ask("socket", **{"as": "c1"})

@@ -454,13 +454,21 @@ class Calls:
         return {"returned": sent}
 
     async def _recv(self, request: Request, on: Descriptor) -> Reply:
-        only_look = _flags(request) & MSG_FLAGS["MSG_DONTWAIT"]
-        try:
-            data = await on.sock.recv(request.get("size", 65536), timeout=0 if only_look else None)
-        except TimeoutError as error:
-            if only_look and error.errno is None:
-                raise OSError(errno.EAGAIN, "nothing there") from None
-            raise
+        flags = _flags(request, MSG_FLAGS["MSG_WAITALL"])
+        only_look = flags & MSG_FLAGS["MSG_DONTWAIT"]
+        size, data = request.get("size", 65536), b""
+        while True:
+            try:
+                more = await on.sock.recv(size - len(data), timeout=0 if only_look else None)
+            except Exception as error:
+                if data:  # what came before the failure is returned; the next call meets it
+                    break
+                if isinstance(error, TimeoutError) and only_look and error.errno is None:
+                    raise OSError(errno.EAGAIN, "nothing there") from None
+                raise
+            data += more
+            if not more or len(data) >= size or not flags & MSG_FLAGS["MSG_WAITALL"]:
+                break
         return {"returned": len(data), "data": data.hex()}
 
     async def _recvmsg(self, request: Request, on: Descriptor) -> Reply:
@@ -554,15 +562,18 @@ def _address(pair: tuple[str, int]) -> dict[str, Any]:
     return {"address": pair[0], "port": pair[1]}
 
 
-def _flags(request: Request) -> int:
-    """The flags of *request*. Raises OSError (EOPNOTSUPP) for what PyTCP's calls cannot do: they have no flags."""
+def _flags(request: Request, possible: int = 0) -> int:
+    """The flags of *request*. Raises OSError (EOPNOTSUPP) for what PyTCP's calls cannot do: they have no flags.
+
+    Those in *possible* the agent makes up for.
+    """
     bits = 0
     for name in request.get("flags") or ():
         try:
             bits |= MSG_FLAGS[name]
         except (KeyError, TypeError):
             raise RequestError(f"unknown flag {name!r}") from None
-    if bits & ~_HARMLESS:
+    if bits & ~(_HARMLESS | possible):
         raise OSError(errno.EOPNOTSUPP, "PyTCP has no such flag")
     return bits
 
