@@ -31,10 +31,10 @@ _FAILED = ("fail", "expected-failure")
 _PASSED = ("pass", "unexpected-pass")
 #: A trial is slower or faster when it takes more than so many times as long, and so many seconds longer.
 _TIMES, _SECONDS = 2.0, 1.0
-#: What a summary holds that is another in each run: how long was waited, absolute numbers, ports, addresses.
+#: What a summary holds that is another in each run: how long was waited, absolute numbers, ports, timestamps.
 VOLATILE = re.compile(
     r"\b\d+(?:\.\d+)? (?:ns|µs|us|ms|s|min)\b|(?<=seq=)[1-9]\d*|(?<=ack=)[1-9]\d*|(?<=port )\d+|\b0x[0-9a-f]{6,}\b"
-    r"|[-+]?\d{7,}"
+    r"|(?<=TS(?:ecr|val) )\d+(?:, want \d+)?(?:, (?:short|too far) by \d+)?|[-+]?\d{7,}"
 )
 
 Kind = Literal["stacks", "runs"]

@@ -52,6 +52,7 @@ def _conform(*arguments: str) -> tuple[int, str, str]:
         ),
         ("a segment came, port 40001", "a segment came, port 1"),
         ("ack IRS+1767953408, want 3", "ack IRS-1234567, want 3"),
+        ("TSecr 1000361, want 2000000, short by 999639", "TSecr 1000271, want 2000000, short by 999729"),
     ],
 )
 def test_what_is_another_in_each_run_makes_no_other_reason(one: str, other_: str) -> None:
@@ -65,6 +66,7 @@ def test_what_is_another_in_each_run_makes_no_other_reason(one: str, other_: str
         ("the stack sent RA seq=0 ack=5", "the stack sent RA seq=7 ack=5"),
         ("ack IRS+1, want RCV.NXT = IRS+2, short by 1", "ack IRS+1, want RCV.NXT = IRS+3, short by 2"),
         ("window 29200, want 0", "window 65535, want 0"),
+        ("TSecr 1000361, want 2000000, short by 999639", "TSval 1000361, want 2000000, short by 999639"),
     ],
 )
 def test_what_the_stack_does_makes_another_reason(one: str, other_: str) -> None:
