@@ -197,7 +197,7 @@ class Stand:
         self._output = Output()
         self._waiting: set[str] = set()
         self._timer: Timer | None = None
-        self._deadline = 0.0
+        self._within = self._deadline = 0.0
         self._fence_numbers: set[int] = set()
         self._rig: StartedRig | None = None
         self._stale: dict[int, float] = {}
@@ -326,6 +326,7 @@ class Stand:
                 "prefix": device.PREFIXES[trial.ip],
             }
             self._channel.hello(said, self._greeted)
+        self._within = within
         self._deadline = time.monotonic() + within
         self._ask()
 
@@ -355,8 +356,7 @@ class Stand:
                 with contextlib.suppress(OSError):
                     self._port.resolve()
         if time.monotonic() > self._deadline:
-            within = self._description.start.within if self._description.start is not None else _AGAIN
-            self._lost(f"the stack was not ready in {within:g} s: {'; '.join(self._awaited())}")
+            self._lost(f"the stack was not ready in {self._within:g} s: {'; '.join(self._awaited())}")
             return
         self._timer = self._loop.call_at(time.monotonic() + _ASK, self._ask)
 
