@@ -391,6 +391,8 @@ class Bench:
         """As :meth:`ask`, of a call that must succeed. An error is the stack's, and leaves the check undone."""
         reply = self.ask(do, **arguments)
         self.no_fault(reply, do)
+        if reply.get("timeout"):  # the agent counts as well: whose bound is over first is chance
+            raise _Silence(f"{do} did not return in time", "each reply repeats the request's id", "Replies")
         if "error" in reply:
             raise Unchecked(f"{do} ended in {reply['error']} here")
         return reply
