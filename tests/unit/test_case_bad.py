@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
+from hang import ends
 
 from conform.case.load import load
 
@@ -19,9 +19,8 @@ GOOD = "title: A close sends a FIN that takes one number\ncovers: 9293-MUST-13\n
 
 
 def said(*paths: Path) -> list[str]:
-    begun = time.process_time()
-    loaded = load(paths)
-    assert time.process_time() - begun < 1, "slow"
+    with ends():
+        loaded = load(paths)
     assert not loaded.cases
     assert loaded.problems
     return [str(problem) for problem in loaded.problems]
@@ -141,7 +140,7 @@ HOSTILE += [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_text_is_answered_at_once(tmp_path: Path, text: str) -> None:
+def test_hostile_text_is_answered(tmp_path: Path, text: str) -> None:
     path = tmp_path / "hostile.yaml"
     path.write_text(text)
     assert len(said(path)) >= 1

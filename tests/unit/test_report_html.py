@@ -6,7 +6,6 @@ import base64
 import copy
 import hashlib
 import re
-import time
 import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
@@ -246,17 +245,9 @@ def test_the_page_allows_itself_nothing_but_its_own_style_and_script(tmp_path: P
     assert not re.search(r"https?://", content)
 
 
-def test_thousands_of_trials_need_little_memory_and_time(tmp_path: Path) -> None:
+def test_thousands_of_trials_need_little_memory(tmp_path: Path) -> None:
     line = TRIALS["close/active-close.v4"]
-    lines = ({**line, "id": f"close/active-close.v4#{n}"} for n in range(2000))
     page(tmp_path, [line])  # the templates are compiled
-    begun = time.process_time()
-    writer = html.Writer({**HEADER, "planned": []}, tmp_path / "big.html", catalogue())
-    for each in lines:
-        writer.trial(each)
-    writer.finish(END)
-    # Measured at 0.7 ms a trial; the bound only has to catch what is of another order.
-    assert (time.process_time() - begun) / 2000 < 0.005
     tracemalloc.start()
     writer = html.Writer({**HEADER, "planned": []}, tmp_path / "big.html", catalogue())
     for number in range(1000):
