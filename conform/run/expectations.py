@@ -3,14 +3,15 @@
 ``expectations/<stack>.yaml`` beside the cases holds a list. An entry says which trials, the RFC section, the packets
 that show the deviation, and a text that the failure's summary must contain: a trial that fails in another way than the
 known one is a failure like any other, and one that passes turns the gate red, so that the list never outlives the
-truth.
+truth. What a stack does by chance, in any trial and seldom, is a *sporadic* entry: it explains the failure that comes,
+and asks for none.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from conform.engine.verdict import LEVELS, Verdict
 
 DIRECTORY = "expectations"
 _REQUIRED = ("trials", "reason", "rfc", "packets", "message")
-_KEYS = (*_REQUIRED, "requirement")
+_KEYS = (*_REQUIRED, "requirement", "sporadic")
 
 #: What is said of an entry whose reason is empty, as ``conform expect update`` leaves it.
 UNREASONED = "no reason is given: write why the stack does that, in a sentence; conform cannot know it"
@@ -35,6 +36,7 @@ _MEANINGS = {
     "trials": "a glob over the ids of trials, or a list of them; * spans dots and slashes, capitals do not count",
     "message": "a text that the failure's summary must contain: another failure is not the known one",
     "requirement": "the id of a requirement that the failure must break",
+    "sporadic": "chance decides whether a trial fails so: one that passes is as expected too",
     "reason": "why the stack does that",
     "rfc": "where the RFC says otherwise",
     "packets": "the packets that show it: what the tester (T) sends, what the stack (S) does, what it should do",
@@ -49,6 +51,7 @@ def schema() -> dict[str, Any]:
         "anyOf": [text, {"type": "array", "items": text, "minItems": 1}],
         "description": _MEANINGS["trials"],
     }
+    properties["sporadic"] = {"type": "boolean", "description": _MEANINGS["sporadic"]}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "The known deviations of a stack",
@@ -71,9 +74,10 @@ class Deviation:
     rfc: str
     packets: str
     message: str
-    requirement: str | None
     path: Path
     line: int
+    requirement: str | None = None
+    sporadic: bool = False
 
     def covers(self, trial: str) -> bool:
         """Whether the trial with that id (less its ``#n``) is meant."""
@@ -94,7 +98,16 @@ class Deviation:
         }  # fmt: skip
         if self.requirement is not None:
             entry["requirement"] = self.requirement
+        if self.sporadic:
+            entry["sporadic"] = True
         return entry
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Deviation:
+        """What :meth:`to_json` gave. Raises KeyError and TypeError."""
+        entry = dict(data)
+        path = Path(entry.pop("file"))
+        return cls(**(entry | {"trials": tuple(entry["trials"]), "path": path}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +117,16 @@ class Expectations:
     deviations: tuple[Deviation, ...] = ()
     problems: tuple[Problem, ...] = ()
 
-    def of(self, trial: str) -> Deviation | None:
-        """The first entry that covers the trial with that id."""
-        return next((entry for entry in self.deviations if entry.covers(trial)), None)
+    def of(self, trial: str, verdict: Verdict | None = None) -> Deviation | None:
+        """The entry by which the trial with that id is judged, whose *verdict* it is: the first that covers it.
+
+        A sporadic one says nothing but of a failure that it explains, and that no steady one does.
+        """
+        covering = [entry for entry in self.deviations if entry.covers(trial)]
+        steady = next((entry for entry in covering if not entry.sporadic), None)
+        if verdict is None or (steady is not None and steady.explains(verdict)):
+            return steady
+        return next((entry for entry in covering if entry.sporadic and entry.explains(verdict)), steady)
 
     def unmatched(self, trials: Collection[str]) -> list[Problem]:
         """Entries that cover none of *trials*, which must be all that the cases give on that stack."""
@@ -134,7 +154,7 @@ def classify(verdict: Verdict, entry: Deviation | None, gate: str, earlier: Sequ
 def _alone(verdict: Verdict, entry: Deviation | None, gate: str) -> tuple[str, bool]:
     outcome = verdict.outcome
     if outcome == "pass":
-        return ("pass", True) if entry is None else ("unexpected-pass", False)
+        return ("pass", True) if entry is None or entry.sporadic else ("unexpected-pass", False)
     if outcome == "fail":
         if entry is not None and entry.explains(verdict):
             return "expected-failure", True
@@ -251,7 +271,7 @@ class _File:
                 self._at(node, f"{name} is missing: a deviation says {', '.join(_REQUIRED)}")
         if len(self.problems) > before:
             return None
-        one = {name: values[0] for name, values in texts.items() if name != "trials"}
+        one = {name: values[0] for name, values in texts.items() if values and name != "trials"}
         return Deviation(
             trials=tuple(_pattern(pattern) for pattern in texts["trials"]),
             reason=one["reason"],
@@ -261,9 +281,14 @@ class _File:
             requirement=one.get("requirement"),
             path=self._name,
             line=node.start_mark.line + 1,
+            sporadic="sporadic" in one,
         )
 
     def _texts(self, name: str, node: yaml.Node) -> tuple[str, ...]:
+        if name == "sporadic":
+            if node.tag != "tag:yaml.org,2002:bool":
+                self._at(node, "sporadic is true or false")
+            return ("true",) if node.value.lower() in ("true", "yes", "on") else ()
         nodes = node.value if name == "trials" and isinstance(node, yaml.SequenceNode) else [node]
         texts = []
         for item in nodes:

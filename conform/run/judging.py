@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from conform.engine.replay import Altered, judge
@@ -61,7 +60,7 @@ def _derive(line: dict[str, Any], gate: str, differs: Callable[[str], None]) -> 
         return line
     try:
         earlier = [Verdict.from_json(each["verdict"]) for each in line.get("earlier", ())]
-        entry = _entry(line.get("expectation"))
+        entry = Deviation.from_json(line["expectation"]) if line.get("expectation") is not None else None
         result, expected = classify(verdict, entry, gate, [each for each in earlier if not each.late])
     except (KeyError, TypeError, ValueError) as error:
         differs(f"{name}: its line cannot be judged: {type(error).__name__}: {error}")
@@ -74,18 +73,3 @@ def _derive(line: dict[str, Any], gate: str, differs: Callable[[str], None]) -> 
     elif (result, expected) != (line.get("result"), line.get("expected")):
         differs(f"{name}: stored result {line.get('result')}, derived {result}")
     return {**line, "verdict": derived, "result": result, "expected": expected}
-
-
-def _entry(data: dict[str, Any] | None) -> Deviation | None:
-    if data is None:
-        return None
-    return Deviation(
-        trials=tuple(data["trials"]),
-        reason=data["reason"],
-        rfc=data["rfc"],
-        packets=data["packets"],
-        message=data["message"],
-        requirement=data.get("requirement"),
-        path=Path(data["file"]),
-        line=data["line"],
-    )

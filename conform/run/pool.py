@@ -272,7 +272,7 @@ class Pool:
     def _without(self, index: int, verdict: Verdict, result: str, expected: bool) -> None:
         """The line of a trial that has a verdict without a transcript."""
         trial = self._plan.trial(index)
-        entry = self._expectations.of(trial.id)
+        entry = self._expectations.of(trial.id, verdict)
         attempt = Attempt(1, verdict, [], 0.0)
         raw = line(trial, attempt, link=self._settings.link, entry=entry, result=result, expected=expected)
         self._finished(index, result, expected, 0.0, raw)

@@ -117,8 +117,9 @@ def update(
     known = parse(text, name, unreasoned=True)
     if known.problems:
         return list(known.problems)
-    work = _Work(text, name, known.deviations, gate, seen)
     everything = {base(trial).lower(): base(trial) for trial in [*universe, *seen]}
+    seen = _less_chance(seen, Expectations((*known.deviations, *others.deviations)))
+    work = _Work(text, name, known.deviations, gate, seen)
     failing: list[str] = []
     for trial, each in seen.items():
         if others.of(trial) is None and work.settle(trial, each):
@@ -133,6 +134,17 @@ def update(
     done.text = work.apply(edits, added)
     _verify(done, name, seen, work, others, gate)
     return done
+
+
+def _less_chance(seen: Mapping[str, Seen], known: Expectations) -> dict[str, Seen]:
+    """*seen* without what a sporadic entry explains: it says nothing of how the trial goes else."""
+    out = {}
+    for trial, each in seen.items():
+        explained = [(entry := known.of(trial, verdict)) is not None and entry.sporadic for verdict, _ in each.verdicts]
+        kept = [found for found, chance in zip(each.verdicts, explained, strict=True) if not chance]
+        if kept:
+            out[trial] = Seen(kept, each.packets)
+    return out
 
 
 def _ask(entry: Deviation, ask: Ask) -> Deviation:
@@ -167,7 +179,7 @@ class _Work:
         if words := _unsettled(seen):
             self.left[trial] = words
             return False
-        entries = [number for number, entry in enumerate(self.entries) if entry.covers(trial)]
+        entries = [n for n, entry in enumerate(self.entries) if not entry.sporadic and entry.covers(trial)]
         for number in (*entries, None):
             entry = None if number is None else self.entries[number]
             if all(classify(verdict, entry, self.gate, earlier)[1] for verdict, earlier in seen.verdicts):

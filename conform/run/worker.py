@@ -522,7 +522,7 @@ class Worker:
             again = Job(job.index, job.number + 1, [*job.earlier, attempt], job.retries, job.late + 1)
             self._jobs.appendleft(again)
             return
-        entry = self.expectations.of(host.trial.id)
+        entry = self.expectations.of(host.trial.id, verdict)
         refused = [e.verdict for e in job.earlier if not e.verdict.late]
         result, expected = classify(verdict, entry, self.settings.gate, refused)
         _, accepted = classify(verdict, entry, self.settings.gate)

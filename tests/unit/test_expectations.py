@@ -63,6 +63,56 @@ def test_a_good_file(tmp_path: Path) -> None:
     assert "requirement" not in first.to_json()
 
 
+SPORADIC = """\
+- trials: close/a.*
+  reason: always
+  rfc: RFC 9293
+  packets: R
+  message: nothing came
+- trials: "*"
+  sporadic: true
+  reason: a carry is lost
+  rfc: RFC 1071
+  packets: R
+  message: its checksum is 0xffff
+"""
+
+
+def test_what_chance_does_is_asked_of_no_trial_and_explains_any(tmp_path: Path) -> None:
+    loaded = _load(tmp_path, SPORADIC)
+    assert not loaded.problems
+    steady, chance = loaded.deviations
+    assert (steady.sporadic, chance.sporadic) == (False, True)
+    by_chance, nothing, other = _failed("its checksum is 0xffff"), _failed("nothing came"), _failed("seq 1")
+    for trial, verdict, entry, result in [
+        ("close/a.v4", Verdict("pass"), steady, ("unexpected-pass", False)),
+        ("close/a.v4", nothing, steady, ("expected-failure", True)),
+        ("close/a.v4", by_chance, chance, ("expected-failure", True)),
+        ("close/a.v4", other, steady, ("fail", False)),
+        ("close/b.v4", Verdict("pass"), None, ("pass", True)),
+        ("close/b.v4", by_chance, chance, ("expected-failure", True)),
+        ("close/b.v4", nothing, None, ("fail", False)),
+    ]:
+        assert loaded.of(trial, verdict) is entry
+        assert classify(verdict, entry, "all") == result
+    assert classify(Verdict("pass"), chance, "all") == ("pass", True)
+    assert Deviation.from_json(chance.to_json()) == chance
+    assert Deviation.from_json(steady.to_json()) == steady
+    assert "sporadic" not in steady.to_json()
+
+
+def test_a_steady_entry_that_explains_a_failure_goes_before_chance(tmp_path: Path) -> None:
+    both = SPORADIC.replace("message: its checksum is 0xffff", "message: nothing came")
+    loaded = _load(tmp_path, both)
+    assert loaded.of("close/a.v4", _failed("nothing came")) is loaded.deviations[0]
+
+
+def test_an_entry_that_says_it_is_not_sporadic(tmp_path: Path) -> None:
+    loaded = _load(tmp_path, SPORADIC.replace("sporadic: true", "sporadic: false"))
+    assert not loaded.problems
+    assert not loaded.deviations[1].sporadic
+
+
 def test_an_entry_that_matches_nothing_is_out_of_date(tmp_path: Path) -> None:
     loaded = _load(tmp_path, GOOD)
     (problem,) = loaded.unmatched(["reset/a.v4", "close/passive.v4"])
@@ -87,6 +137,7 @@ def test_an_empty_file_has_no_deviations(tmp_path: Path) -> None:
         (GOOD.replace("rfc: RFC 5961", "reason: again"), "linux.yaml:12:3: reason is said twice"),
         (GOOD.replace("\n    - reset/a.v?\n    - reset/b.*", " []"), "linux.yaml:8:11: trials names at least one"),
         (GOOD.replace("- reset/a.v?", "- {}"), "linux.yaml:9:7: trials is a glob"),
+        (SPORADIC.replace("true", "seldom"), "linux.yaml:7:13: sporadic is true or false"),
         ("- [\n", "linux.yaml:2:1: "),
         (b"\xff\xfe", "linux.yaml: the file is not UTF-8"),
         ("- \x01", "not YAML"),

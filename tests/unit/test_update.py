@@ -278,8 +278,26 @@ def test_the_gate_says_what_is_unexpected() -> None:
     assert updated("", line("a/b.v4", may), gate="all").added
 
 
+def test_what_chance_does_is_neither_written_nor_taken_out() -> None:
+    listed = (
+        LIST + '\n- trials: "*"\n  sporadic: true\n  message: its checksum is 0xffff\n  reason: A carry is lost.\n'
+        '  rfc: RFC 1071\n  packets: "S: SA"\n'
+    )
+    chance = failed("its checksum is 0xffff, which is wrong")
+    assert updated(listed, *run()).text == listed
+    for trial in ("a/one.v4", "a/two.Y.v4"):  # with a steady entry, and without
+        done = updated(listed, *run(**{trial: chance}))
+        assert (done.text, done.left) == (listed, [])
+    done = updated(listed, *run(**{"a/two.Y.v4": {}}), line("a/two.Y.v4#1", chance), line("a/two.Y.v4#2", passed()))
+    assert (done.text, done.left) == (listed, [])
+    done = updated(listed, *run(**{"a/one.v6": chance, "a/one.v4": passed()}))  # v6 was not seen to pass
+    assert "trials: [a/one.v6, a/two.X.*]" in done.text
+    done = updated(listed, *run(**{"a/two.Y.v4": RESET}))
+    assert [entry.message for entry, _ in done.added] == ["flags R, want A (A missing, R too many)"]
+
+
 def test_trials_of_other_lists_are_theirs() -> None:
-    entry = Deviation(("a/b.*",), "r", "x", "p", "nothing", None, Path("other.yaml"), 1)
+    entry = Deviation(("a/b.*",), "r", "x", "p", "nothing", Path("other.yaml"), 1)
     assert updated("", line("a/b.v4", NOTHING), others=Expectations((entry,))).text == ""
 
 
@@ -578,6 +596,8 @@ def test_the_schema_takes_what_the_reader_takes() -> None:
     assert not validator.is_valid([good[0] | {"raeson": "x"}])
     assert not validator.is_valid([good[0] | {"trials": []}])
     assert validator.is_valid([good[0] | {"requirement": "x"}])
+    assert validator.is_valid([good[0] | {"sporadic": True}])
+    assert not validator.is_valid([good[0] | {"sporadic": "seldom"}])
     root = Path(__file__).parents[2]
     for file in (root / "cases/expectations").glob("*.yaml"):
         assert validator.is_valid(yaml.safe_load(file.read_text())), file
@@ -586,8 +606,8 @@ def test_the_schema_takes_what_the_reader_takes() -> None:
 def test_the_document_has_every_key() -> None:
     told = (Path(__file__).parents[2] / "docs/expectations.md").read_text()
     assert re.findall(r"^\| `([a-z]+)` \|", told, re.M) == list(schema()["items"]["properties"])
-    (example,) = re.findall(r"```yaml\n(.*?)```", told, re.S)
-    assert len(parse(example, NAMED).deviations) == 1
+    examples = [parse(each, NAMED) for each in re.findall(r"```yaml\n(.*?)```", told, re.S)]
+    assert [[entry.sporadic for entry in each.deviations] for each in examples] == [[False], [True]]
     assert UNREASONED in told
 
 

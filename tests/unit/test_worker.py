@@ -119,7 +119,7 @@ def test_what_fails_on_each_retry_is_a_failure(pairs: Any) -> None:
 
 
 def test_a_known_deviation_is_not_tried_again(pairs: Any) -> None:
-    entry = Deviation(("a/*",), "r", "RFC", "p", "went wrong", None, Path("x.yaml"), 1)
+    entry = Deviation(("a/*",), "r", "RFC", "p", "went wrong", Path("x.yaml"), 1)
     (line,) = pairs(retry=3, deviations=(entry,)).run(FAIL)
     assert (line["result"], line["expected"], line["attempt"]) == ("expected-failure", True, 1)
     (line,) = pairs(retry=3, deviations=(entry,)).run(PASS)
@@ -127,7 +127,7 @@ def test_a_known_deviation_is_not_tried_again(pairs: Any) -> None:
 
 
 def test_a_known_deviation_does_not_hide_what_was_refused_before_it(pairs: Any) -> None:
-    entry = Deviation(("a/*",), "r", "RFC", "p", "went wrong", None, Path("x.yaml"), 1)
+    entry = Deviation(("a/*",), "r", "RFC", "p", "went wrong", Path("x.yaml"), 1)
     other = Verdict("fail", "must", ("X",), Failure("steps[0]", None, "something else"))
     for before in (other, Verdict("error", reason="conform failed")):
         (line,) = pairs(retry=3, deviations=(entry,)).run(before, FAIL)
