@@ -15,6 +15,9 @@ from conform.engine.runtime import Runtime, Script, Snapshot, too_late_to_tell
 from conform.engine.timing import Interval, duration, exactly, judge
 from conform.tcp.segment import FIN, RST, SYN, Segment
 
+#: How much of what was passed over a failure tells.
+_SHOWN = 3
+
 
 # Sending -------------------------------------------------------------------------------------------------------------
 def send(run: Runtime, spec: m.SendSpec) -> Script:
@@ -84,7 +87,14 @@ def nothing_came(run: Runtime, spec: m.ExpectSpec, end: End) -> StepFailed:
     """The failure that nothing came of what *spec* expects on *end*; to be raised."""
     waited = duration(run.now - run.event.high)
     wanted = describe(spec, run.environment(end.connection))
-    return run.fail(f"nothing came within {waited}", wanted, "nothing")
+    summary = f"nothing came within {waited}"
+    # It may be what the case was after: whoever reads the failure must see it.
+    words = [
+        f"passed over as {kind}: {relative(came.segment, of.connection)}" for kind, of, came in run.passed[-_SHOWN:]
+    ]
+    if len(run.passed) > _SHOWN:
+        words.insert(0, f"passed over as noise: {len(run.passed) - _SHOWN} more before these")
+    return run.fail(summary, wanted, "nothing", (summary, *words) if words else ())
 
 
 def _mismatch(run: Runtime, spec: m.ExpectSpec, arrival: Arrival, end: End, found: FieldMatcher) -> StepFailed:

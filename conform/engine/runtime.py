@@ -91,6 +91,7 @@ class _At:
         run.path, run.place = self._path, step.place or run.place
         if step.covers:
             run.covers = tuple(step.covers)
+        run.passed = []
         run.transcript.note(run.now, "step", step=self._path)
 
     def __exit__(self, ended_by: object, *_: object) -> None:
@@ -133,6 +134,8 @@ class Runtime:
         self.place: tuple[int, int] | None = None
         self.covers: tuple[str, ...] = tuple(trial.case.covers)
         self.in_recipe = False
+        #: What the step at hand passed over as noise: of which kind, at which end, and the arrival.
+        self.passed: list[tuple[str, End, Arrival]] = []
 
         # Actions that were not given out yet, and what answered those that were, by the action's id.
         self.actions: list[ev.Action] = []
@@ -352,6 +355,7 @@ class Runtime:
                 return arrival, found
             end.queue.popleft()
             self.transcript.note(self.now, "noise", of=arrival.entry, name=kind)
+            self.passed.append((kind, end, arrival))
             self.consumed(end, arrival)
         return None
 

@@ -3,6 +3,7 @@
 # ruff: noqa: E501 - a table's rows stay on their lines
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -560,6 +561,32 @@ def test_noise_is_tolerated_where_it_is_allowed(name: str, by_default: bool, twi
     assert play([]).verdict.outcome == "fail"
     if where in ("expect", "silence"):
         assert play("forbid").verdict.outcome == "fail"
+
+
+@pytest.mark.parametrize(
+    "step", [{"expect": {"flags": "FA"}}, {"any_order": [{"expect": {"flags": "FA"}}, {"expect": {"flags": "R"}}]}]
+)
+def test_what_was_passed_over_is_told_where_nothing_came(step: dict[str, Any]) -> None:
+    def told(times: int) -> list[str]:
+        twist = also(1, *[(0.01 * n, {}) for n in range(times)]) if times else None
+        driver = run([SEND, {"expect": {"length": 10}}, step], stack=ModelStack(twist=twist))
+        assert failure(driver) == "nothing came within 100.0 ms"
+        found = driver.verdict.failure
+        assert found is not None
+        return list(found.arithmetic)
+
+    assert told(0) == []
+    first, once = told(1)
+    assert first == "nothing came within 100.0 ms"
+    assert re.fullmatch(r"passed over as retransmission: A seq=\d+ ack=\d+ len=10 \(ISS\+1, acks IRS\+1\)", once)
+    assert told(5) == [first, "passed over as noise: 2 more before these", *[once] * 3]
+
+
+def test_what_an_earlier_step_passed_over_is_not_told() -> None:
+    stack = ModelStack(twist=also(1, (0.0, {})))
+    driver = run([SEND, {"expect": {"length": 10}}, {"silence": "50ms"}, {"expect": {"flags": "FA"}}], stack=stack)
+    assert driver.verdict.failure is not None
+    assert driver.verdict.failure.arithmetic == ()
 
 
 def test_a_zero_window_probe_is_noise_by_name_only() -> None:
