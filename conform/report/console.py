@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Where there is no terminal: a line at least every so many percent, at most one in so many seconds.
 _PERCENT = 5
 _SECONDS = 2.0
-#: Failures told in full; the others by one line each. All are in the reports.
+#: Failures told in full, one of each way to fail; the others by one line each. All are in the reports.
 _MOST_TOLD = 50
 #: In the line of a trial that passed without a remark: it need not be parsed.
 _NOTHING_TO_TELL = b'"findings":[],"unverified":[]'
@@ -45,7 +45,7 @@ class Console:
         self._tally = Tally()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._told = 0
+        self._told: dict[str, str] = {}
         self._begun = self._last = time.monotonic()
 
     def __call__(self, event: events.Event) -> None:
@@ -96,12 +96,17 @@ class Console:
         """A trial has its verdict: *line* is its line of the run file."""
         self._tally.add(line)
         if not line.get("expected", True):
-            self._told += 1
-            if self._told <= _MOST_TOLD:
+            way = text.way(line)
+            like = self._told.setdefault(way, line["id"])
+            if like == line["id"] and len(self._told) <= _MOST_TOLD:
                 self._print(text.trial(line, self._header, self._requirements, self._directory), self._style(line))
                 self._print("")
             else:
-                self._print(f"{text.RESULTS.get(line['result'], line['result'])} {text.clean(line['id'])}")
+                why = f"as {like}" if like != line["id"] else way
+                self._print(
+                    f"{text.RESULTS.get(line['result'], line['result'])} {text.clean(line['id'])}  {text.clean(why)}",
+                    self._style(line),
+                )
         self._finished()
 
     @staticmethod

@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from conform.report.ladder import Row, ladder, step_at, yaml_line
+from conform.run.compare import stable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +46,8 @@ EXITS = {
     143: "stopped by SIGTERM",
 }
 _SLOWEST = 5
+#: Of the ways in which trials were not as expected, those of most trials are told.
+_WAYS = 40
 _PACKETS = 6
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]")
 #: For output that takes no more than ASCII.
@@ -152,6 +155,13 @@ def reason(line: Line) -> str:
     else:
         told = str(verdict.get("reason") or (failure["summary"] if failure else ""))
     return f"passed when tried again, but first: {told}" if line["result"] == "flaky" else told
+
+
+def way(line: Line) -> str:
+    """What a trial has in common with all that ended so: the case, the step, and why, less what no two have in common."""
+    failure = judged(line)["verdict"].get("failure") or {}
+    where = ", ".join(str(word) for word in (line["case"], failure.get("step")) if word)
+    return f"{where}: {stable(reason(line).partition(chr(10))[0])}"
 
 
 def repeat(line: Line, header: Mapping[str, Any]) -> str:
@@ -294,12 +304,15 @@ class Tally:
     known: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     unexpected: int = 0
+    ways: Counter[str] = field(default_factory=Counter)
     findings: int = 0
     unverified: int = 0
     slowest: list[tuple[float, str]] = field(default_factory=list)
 
     def add(self, line: Line) -> None:
         """Count the trial of *line*."""
+        if not line.get("expected", True):
+            self.ways[way(line)] += 1
         self.count(line["id"], line["result"], line.get("expected", True), line.get("duration") or 0.0)
         verdict = line["verdict"]
         if line["result"] == "fail":
@@ -361,6 +374,11 @@ def summary(
         out.append(f"  findings     in {tally.findings} trials {found}")
     if tally.unverified:
         out.append(f"  unverified   in {tally.unverified} trials something could not be checked")
+    if len(tally.ways) > 1 or tally.ways.total() > 1:
+        for index, (how, number) in enumerate(tally.ways.most_common(_WAYS)):
+            out.append(f"  {'' if index else 'unexpected':<12} {number:>5} × {clean(how)}")
+        if len(tally.ways) > _WAYS:
+            out.append(f"  {'':<12} and {len(tally.ways) - _WAYS} ways more")
     for index, (why, number) in enumerate(tally.reasons.most_common()):
         out.append(f"  {'' if index else 'n/a':<12} {number:>5} × {clean(why)}")
     slow = [entry for entry in sorted(tally.slowest, reverse=True) if entry[0] >= 0.5]

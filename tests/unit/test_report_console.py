@@ -73,9 +73,25 @@ def test_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_after_many_failures_one_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MOST_TOLD", 2)
-    words = played([TRIALS["close/timeout.v4"]] * 5)
-    assert words.count("nothing came within") == 2 * 1
-    assert words.count("FAIL close/timeout.v4\n") == 3
+    line = TRIALS["close/timeout.v4"]
+    words = played([{**line, "id": f"close/t{n}.v4", "case": f"close/t{n}"} for n in range(5)])
+    assert words.count("arithmetic" if line["verdict"]["failure"]["arithmetic"] else "actual") == 2
+    assert words.count("FAIL close/t2.v4  close/t2, steps[") == 1
+    assert "FAIL close/t1.v4  close/t1, steps[" not in words
+
+
+def test_of_failures_that_are_one_the_first_is_told() -> None:
+    line = TRIALS["close/timeout.v4"]
+    other = json.loads(json.dumps(line))
+    other["verdict"]["failure"]["step"] = "steps[0]"
+    words = played(
+        [{**line, "id": f"close/timeout.{n}.v4"} for n in range(3)] + [{**other, "id": "close/timeout.X.v4"}]
+    )
+    assert words.count("FAIL SHOULD close/timeout.0.v4") == 1
+    assert [f"FAIL close/timeout.{n}.v4  as close/timeout.0.v4\n" in words for n in (1, 2)] == [True, True]
+    assert words.count("FAIL SHOULD close/timeout.X.v4") == 1
+    assert "unexpected       3 × close/timeout, steps[" in words
+    assert "1 × close/timeout, steps[0]: nothing came within …" in words
 
 
 def test_findings_of_trials_that_passed_are_counted() -> None:

@@ -134,6 +134,20 @@ def test_what_the_run_says_of_itself(tmp_path: Path) -> None:
     assert '<p class="verdict good">Everything is as expected (exit 0)</p>' in good
 
 
+def test_failures_are_grouped_by_the_way_they_failed(tmp_path: Path) -> None:
+    line = TRIALS["close/timeout.v4"]
+    other = {**line, "id": "close/other.v4", "case": "close/other"}
+    content = page(tmp_path, [*({**line, "id": f"close/timeout.{n}.v4"} for n in range(3)), other])
+    (group,) = re.findall(r'<details class="group"([^>]*)><summary>(.*?)</summary>', content)
+    assert group[0] == " open"
+    assert re.fullmatch(r'close/timeout, steps\[\d\]: nothing came within … <span class="dim">\(3\)</span>', group[1])
+    shown = re.findall(r'<details( open)? class="trial fail" id="([^"]*)"', content)
+    assert shown == [
+        (" open", "close/other.v4"), (" open", "close/timeout.0.v4"), ("", "close/timeout.1.v4"),
+        ("", "close/timeout.2.v4"),
+    ]  # fmt: skip
+
+
 def test_known_deviations_and_what_does_not_apply_are_grouped_by_reason(tmp_path: Path) -> None:
     content = page(tmp_path)
     assert 'The model acknowledges one octet too many, as its makers know. <span class="dim">(2)</span>' in content

@@ -59,6 +59,8 @@ _SECTIONS: dict[str, tuple[str, str, bool]] = {
     "not-applicable": ("Not applicable", "What the stack does not claim to do.", False),
     "pass": ("Passed", "", False),
 }
+#: Where trials are grouped by the way they ended.
+_BY_WAY = ("fail", "unexpected-pass", "error", "flaky", "inconclusive")
 
 
 class _Piece(NamedTuple):
@@ -146,6 +148,8 @@ class Writer:
             group = str(line["verdict"].get("reason") or "no reason given")
         elif result in ("pass", "tolerated"):
             group = str(line["case"]).rpartition("/")[0] or "cases"
+        else:
+            group = text.way(line)
         return (order.index(result) if result in order else 0), group
 
     def _view(self, line: Line) -> dict[str, Any]:
@@ -229,7 +233,8 @@ class Writer:
         left = _MOST_OPEN if opened else 0
         for group, members in groupby(pieces, lambda piece: piece.group):
             inside = list(members)
-            if group:
+            alone = name in _BY_WAY and len(inside) == 1
+            if not alone:
                 entry = self._entries.get(group) if name == "expected-failure" else None
                 shown = (
                     [(key, text.clean(entry[key])) for key in ("rfc", "packets", "message") if entry.get(key)]
@@ -238,13 +243,15 @@ class Writer:
                 )
                 if entry:
                     shown.append(("listed in", text.clean(f"{entry.get('file', '')}:{entry.get('line', '')}")))
-                put(self._render.group(text.clean(group), len(inside), name == "expected-failure", shown))
-            for piece in inside:
-                out.write(b"<details open" if left > 0 else b"<details")
-                left -= 1
+                wide = name == "expected-failure" or (name in _BY_WAY and left > 0)
+                put(self._render.group(text.clean(group), len(inside), wide, shown))
+            for number, piece in enumerate(inside):
+                shows = left > 0 and (number == 0 or name not in _BY_WAY)  # of those that failed in one way, the first
+                out.write(b"<details open" if shows else b"<details")
+                left -= shows
                 self._spool.seek(piece.offset)
                 out.write(self._spool.read(piece.length))
-            if group:
+            if not alone:
                 out.write(b"</details>\n")
         out.write(b"</section>\n")
 
