@@ -158,7 +158,7 @@ def reason(line: Line) -> str:
 
 
 def way(line: Line) -> str:
-    """What a trial has in common with all that ended so: the case, the step, and why, less what no two have in common."""
+    """What a trial has in common with all that ended so: the case, the step, and why, less what is another in each."""
     failure = judged(line)["verdict"].get("failure") or {}
     where = ", ".join(str(word) for word in (line["case"], failure.get("step")) if word)
     return f"{where}: {stable(reason(line).partition(chr(10))[0])}"
