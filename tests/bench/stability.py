@@ -1,7 +1,7 @@
 """The whole suite many times, with busy loops beside it: not one verdict may differ. By hand.
 
-``--loops 0 -n 10 --option=--stack=lwip --option='--tag=!slow'``: the same of another stack. What a sporadic entry of its
-list of deviations explains is told, and is no difference.
+``--loops 0 -n 10 --option=--stack=lwip --option='--tag=!slow'``: the same of another stack. What a sporadic entry of
+its list of deviations explains is told, and is no difference.
 """
 
 from __future__ import annotations
