@@ -132,8 +132,14 @@ void platform_reset(void)
 	LOCK_TCPIP_CORE();
 	while (tcp_active_pcbs)
 		tcp_abort(tcp_active_pcbs);
-	while (tcp_tw_pcbs)
-		tcp_abort(tcp_tw_pcbs);
+	for (struct tcp_pcb *pcb; (pcb = tcp_tw_pcbs);) {
+		/* tcp_abandon() tells nobody that one in TIME-WAIT is gone: a socket that was only shut down still points to it. */
+		tcp_err_fn errf = pcb->errf;
+		void *arg = pcb->callback_arg;
+		tcp_abort(pcb);
+		if (errf)
+			errf(arg, ERR_ABRT);
+	}
 	UNLOCK_TCPIP_CORE();
 }
 
