@@ -80,9 +80,20 @@ def _flow(value: Any) -> str:
 def _recipe(given: Given) -> str:
     lines = ["```yaml"]
     for step in recipe(given, {}):
-        ((key, value),) = ((key, value) for key, value in step.items() if key != PLACE)
-        lines.append(f"- {key}: {_flow(value)}")
+        lines += _step(step)
     return "\n".join([*lines, "```"])
+
+
+def _step(step: dict[str, Any]) -> list[str]:
+    """A step's lines: on one where it holds no others."""
+    ((key, value),) = ((key, value) for key, value in step.items() if key != PLACE)
+    if key != "one_of":
+        return [f"- {key}: {_flow(value)}"]
+    lines = ["- one_of:"]
+    for branch in value:
+        lines += [f"    - name: {branch['name']}", "      steps:"]
+        lines += [f"        {line}" for inner in branch["steps"] for line in _step(inner)]
+    return lines
 
 
 def _variants(state: str) -> list[dict[str, Any]]:

@@ -451,7 +451,8 @@ class _Builder:
             row.exact = _flow(info)[1:-1] if info else ""
             self._by_entry[index] = row
         elif event in ("broke", "died"):
-            self._add(Row("note", str(entry["reason"]), time=entry["t"], mark="broken"), self._now_in)
+            reason = str(entry["reason"]).partition("\n")[0]  # what a stack printed last is told with the failure
+            self._add(Row("note", reason, time=entry["t"], mark="broken"), self._now_in)
         elif event == "lost":
             words = f"conform had no room for {entry['packets']} packets"
             self._add(Row("note", words, time=entry["t"], mark="broken"), self._now_in)

@@ -41,6 +41,14 @@ def test_the_ladders_of_all_trials() -> None:
     golden("ladders.txt", "\n".join(f"{name}\n{drawn(ladder(line))}" for name, line in TRIALS.items()))
 
 
+def test_what_a_dead_stack_printed_is_not_drawn() -> None:
+    line = json.loads(json.dumps(TRIALS["close/broken.v4"]))
+    (entry,) = [entry for entry in line["transcript"] if entry.get("e") == "broke"]
+    entry |= {"e": "died", "reason": "the stack died: killed by SIGSEGV\nIt printed last:\n  oh"}
+    assert "the stack died: killed by SIGSEGV\n" in drawn(ladder(line))
+    assert "It printed last" not in drawn(ladder(line))
+
+
 def test_the_ladder_of_a_case_that_has_not_run() -> None:
     cases = {line["case"]: line["document"] for line in TRIALS.values()}
     golden("planned.txt", "\n".join(f"{name}\n{drawn(planned_ladder(document))}" for name, document in cases.items()))
