@@ -45,7 +45,7 @@ def test_what_a_dead_stack_printed_is_not_drawn() -> None:
     line = json.loads(json.dumps(TRIALS["close/broken.v4"]))
     (entry,) = [entry for entry in line["transcript"] if entry.get("e") == "broke"]
     entry |= {"e": "died", "reason": "the stack died: killed by SIGSEGV\nIt printed last:\n  oh"}
-    assert "the stack died: killed by SIGSEGV\n" in drawn(ladder(line))
+    assert "the stack died: killed by SIGSEGV" in drawn(ladder(line))
     assert "It printed last" not in drawn(ladder(line))
 
 
