@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from conform.run.expectations import Deviation
     from conform.run.update import Update
 
+#: Of the entries that wait for a reason so many are told.
+_SHOWN = 10
+
 
 @click.group("expect", short_help="keep the list of a stack's known deviations")
 def command() -> None:
@@ -120,8 +123,10 @@ def _words(done: Update, dry_run: bool) -> list[str]:
         out.append(f"left: {trial}: {why}; that is never written as expected")
     if done.text == done.before:
         out.append("nothing changes: the list says what the run found")
-    for entry in done.waiting:
+    for entry in done.waiting[:_SHOWN]:
         out.append(f"{entry.path}:{entry.line}: this entry waits for its reason")
+    if len(done.waiting) > _SHOWN:
+        out.append(f"and {len(done.waiting) - _SHOWN} more wait for theirs")
     if done.waiting:
         out.append("conform run refuses the list until each has one: why does the stack do that?")
     return [clean(line) for line in out]

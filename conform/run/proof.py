@@ -33,7 +33,7 @@ def message(summary: str) -> str:
 
 def _trimmed(piece: str) -> str:
     piece = piece.strip(" =,:;()'\"")
-    return re.sub(r"\s+(?:within|after|before|by|in|at|of|on)\Z", "", piece)
+    return re.sub(r"\s+(?:within|after|before|by|in|at|of|on|seq|ack|port)\Z", "", piece)
 
 
 def sections(requirements: Iterable[str]) -> str:

@@ -104,7 +104,7 @@ def test_a_new_failure_is_an_entry_at_the_end() -> None:
         done.text[len(LIST) :]
         == """
 - trials: a/two.Y.*
-  message: the stack sent A seq
+  message: the stack sent A
   requirement: 9293-3.10.7.4-seq-edge-past-window
   reason:
   rfc: RFC 9293 section 3.10.7.4
@@ -405,7 +405,7 @@ def test_after_an_update_everything_is_as_expected(verdicts: dict[str, Any], gat
     ("summary", "message"),
     [
         ("nothing came within 1.00 s", "nothing came"),
-        ("the stack sent RA seq=0 ack=833038132, which nothing expects", "the stack sent RA seq=0 ack"),
+        ("the stack sent RA seq=0 ack=833038132, which nothing expects", "the stack sent RA seq=0"),
         ("the state is CLOSED, want FIN-WAIT-2", "the state is CLOSED, want FIN-WAIT-2"),
         ("flags R, want A (A missing, R too many)", "flags R, want A (A missing, R too many)"),
         ("it came too late: 1.20 s, want within 1.00 s", "it came too late"),
@@ -492,6 +492,13 @@ def test_the_command_writes_the_list(place: Path) -> None:
     assert (code, "given its reason" in told) == (0, True)
     assert listed.read_bytes() == written.replace(b"reason:", b"reason: So it is.")
     assert invoke("expect", "update", "run") == (0, "nothing changes: the list says what the run found\n", "")
+
+
+def test_of_many_that_wait_for_their_reason_some_are_told(place: Path) -> None:
+    write(place / "run", [line(f"a/c{n}.v4", NOTHING) for n in range(13)])
+    _, told, _ = invoke("expect", "update", "run")
+    assert told.count("waits for its reason") == 10
+    assert "and 3 more wait for theirs" in told
 
 
 def test_a_dry_run_shows_and_writes_nothing(place: Path) -> None:
