@@ -495,8 +495,8 @@ def test_the_command_writes_the_list(place: Path) -> None:
 
 
 def test_of_many_that_wait_for_their_reason_some_are_told(place: Path) -> None:
-    write(place / "run", [line(f"a/c{n}.v4", NOTHING) for n in range(13)])
-    _, told, _ = invoke("expect", "update", "run")
+    write(place / "many", [line(f"a/c{n}.v4", NOTHING) for n in range(13)])
+    _, told, _ = invoke("expect", "update", "many")
     assert told.count("waits for its reason") == 10
     assert "and 3 more wait for theirs" in told
 
