@@ -35,8 +35,8 @@ def update(run: Path, file: Path | None, reason: str | None, dry_run: bool) -> i
     """Write what RUN (a run's directory, or its run.jsonl) found to be unexpected into the list of deviations.
 
     Failures get entries, entries whose trials all pass are taken out, and nothing else is touched. An entry without a
-    reason is refused by `conform run` and `conform check` until somebody writes one. Errors and inconclusive trials are
-    never expected. Exits with 0, or with 1 when something is left for a person to do.
+    reason is refused by `conform run` and `conform check` until somebody writes one. What errored, or went now so and
+    now so, is never expected. Exits with 0, or with 1 when something is left for a person to do.
     """
     from conform.run import expectations, update
     from conform.run.runfile import Reader, RunFileError

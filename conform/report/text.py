@@ -318,7 +318,8 @@ class Tally:
         if line["result"] == "fail":
             self.failed[verdict.get("level") or "must"] += 1
         elif line["result"] == "expected-failure":
-            self.known[verdict.get("level") or "must"] += 1
+            if verdict.get("level"):  # none where a precondition was not reached
+                self.known[verdict["level"]] += 1
         elif line["result"] == "not-applicable":
             self.reasons[str(verdict.get("reason") or "no reason given")] += 1
         self.findings += bool(verdict.get("findings"))

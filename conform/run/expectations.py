@@ -85,8 +85,8 @@ class Deviation:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.trials)
 
     def explains(self, verdict: Verdict) -> bool:
-        """Whether a failure is the known one."""
-        if verdict.failure is None or self.message.lower() not in verdict.failure.summary.lower():
+        """Whether a failure, or a precondition that was not reached, is the known one."""
+        if verdict.failure is None or verdict.late or self.message.lower() not in verdict.failure.summary.lower():
             return False
         return self.requirement is None or self.requirement in verdict.requirements
 
@@ -155,9 +155,9 @@ def _alone(verdict: Verdict, entry: Deviation | None, gate: str) -> tuple[str, b
     outcome = verdict.outcome
     if outcome == "pass":
         return ("pass", True) if entry is None or entry.sporadic else ("unexpected-pass", False)
+    if outcome in ("fail", "inconclusive") and entry is not None and entry.explains(verdict):
+        return "expected-failure", True
     if outcome == "fail":
-        if entry is not None and entry.explains(verdict):
-            return "expected-failure", True
         return "fail", verdict.level not in GATES[gate]
     return outcome, outcome == "not-applicable"
 

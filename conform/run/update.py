@@ -176,24 +176,25 @@ class _Work:
         if all(verdict.outcome == "not-applicable" for verdict, _ in seen.verdicts):
             return False
         self.applies.add(trial.lower())
-        if words := _unsettled(seen):
-            self.left[trial] = words
-            return False
+        wrong = []
         entries = [n for n, entry in enumerate(self.entries) if not entry.sporadic and entry.covers(trial)]
         for number in (*entries, None):
             entry = None if number is None else self.entries[number]
             if all(classify(verdict, entry, self.gate, earlier)[1] for verdict, earlier in seen.verdicts):
+                needed = False
                 if number is not None:
                     self.settled[trial.lower()] = number
-                return False
+                break
             if number is not None:
-                self.gone[number].add(trial.lower())
-        if len({proof.message(verdict.failure.summary) for verdict in seen.attempts if verdict.failure}) != 1:
-            for gone in self.gone:
-                gone.discard(trial.lower())
-            self.left[trial] = "it fails, and not always in the same way"
-            return False
-        return True
+                wrong.append(number)
+        else:
+            needed = True
+            if words := _unsettled(seen):
+                self.left[trial] = words
+                return False
+        for number in wrong:
+            self.gone[number].add(trial.lower())
+        return needed
 
     def edits(self, everything: Mapping[str, str], done: Update) -> list[tuple[int, int, str]]:
         """How the text changes: spans and what replaces them."""
@@ -335,13 +336,15 @@ class _Work:
 
 def _unsettled(seen: Seen) -> str:
     """Why nothing can be said of a trial."""
-    outcomes = {verdict.outcome for verdict in seen.attempts}
-    for outcome, words in (("error", "conform failed"), ("inconclusive", "inconclusive")):
-        if outcome in outcomes:
-            reason = next(verdict.reason for verdict in seen.attempts if verdict.outcome == outcome)
-            return f"{words}: {reason}" if reason else words
-    if len(outcomes) > 1:
+    for verdict in seen.attempts:
+        if verdict.outcome == "error":
+            return f"conform failed: {verdict.reason}"
+        if verdict.outcome == "inconclusive" and (verdict.late or verdict.failure is None):
+            return f"inconclusive: {verdict.reason}"
+    if len({verdict.outcome for verdict in seen.attempts}) > 1:
         return "it passes at one time and fails at another"
+    if len({proof.message(verdict.failure.summary) for verdict in seen.attempts if verdict.failure}) != 1:
+        return "it fails, and not always in the same way"
     return ""
 
 

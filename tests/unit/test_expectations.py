@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,18 @@ def test_a_steady_entry_that_explains_a_failure_goes_before_chance(tmp_path: Pat
     both = SPORADIC.replace("message: its checksum is 0xffff", "message: nothing came")
     loaded = _load(tmp_path, both)
     assert loaded.of("close/a.v4", _failed("nothing came")) is loaded.deviations[0]
+
+
+def test_a_precondition_that_is_never_reached_can_be_known() -> None:
+    failure = Failure("recipe[3]", None, "nothing came within 1.00 s")
+    verdict = Verdict("inconclusive", failure=failure, reason="the precondition was not reached: nothing came")
+    entry = _entry(message="nothing came")
+    assert classify(verdict, entry, "all") == ("expected-failure", True)
+    assert classify(verdict, None, "all") == ("inconclusive", False)
+    assert classify(verdict, _entry(message="the state is"), "all") == ("inconclusive", False)
+    assert classify(replace(verdict, late=True), entry, "all") == ("inconclusive", False)
+    assert classify(replace(verdict, failure=None), entry, "all") == ("inconclusive", False)
+    assert classify(Verdict("error", failure=failure), entry, "all") == ("error", False)
 
 
 def test_an_entry_that_says_it_is_not_sporadic(tmp_path: Path) -> None:

@@ -229,6 +229,18 @@ def test_what_has_no_verdict_is_never_expected(verdict: dict[str, Any], why: str
     assert done.exit == 1
 
 
+def test_a_precondition_that_is_never_reached_gets_an_entry() -> None:
+    never = NOTHING | {"outcome": "inconclusive", "level": None, "requirements": []}
+    done = updated(LIST, *run(**{"a/two.Y.v4": never}))
+    assert [(entry.trials, entry.message) for entry, _ in done.added] == [(("a/two.Y.v4",), "nothing came")]
+    assert not done.left
+    again = updated(done.text, *run(**{"a/two.Y.v4": never}), ask=lambda entry: "Why not.")
+    assert (again.added, again.removed, again.left) == ([], [], [])
+    assert updated(again.text, *run()).removed
+    done = updated(LIST, *run(**{"a/two.Y.v4": never | {"late": True, "reason": "a slow loop"}}))
+    assert done.left == [("a/two.Y.v4", "inconclusive: a slow loop")]
+
+
 @pytest.mark.parametrize(
     "lines",
     [
