@@ -9,6 +9,8 @@ import re
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -645,6 +647,17 @@ def children(pid):
         if parent == pid:
             found.append(int(path.parent.name))
     return found
+
+
+def test_a_nursery_whose_worker_is_gone_ends_without_a_word():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    code = f"from conform.stacks.agent.process import nursery; nursery({theirs.fileno()})"
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE)
+    ours.close()
+    theirs.close()
+    assert process.communicate(timeout=10) == (None, b"")
+    assert process.returncode == 0
 
 
 @isolated

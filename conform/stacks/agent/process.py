@@ -312,7 +312,14 @@ def nursery(fd: int) -> NoReturn:
     gc.freeze()  # the collector would copy shared pages by visiting them
     gc.disable()
     own = os.getpid()
-    control.send(b'{"ready":true}')
+
+    def tell(message: dict[str, Any], *descriptors: int) -> None:
+        try:
+            socket.send_fds(control, [json.dumps(message).encode()], descriptors)
+        except ConnectionError:  # the worker is gone
+            os._exit(0)
+
+    tell({"ready": True})
     while True:
         try:
             message, descriptors, _, _ = socket.recv_fds(control, 256, 2)
@@ -326,7 +333,7 @@ def nursery(fd: int) -> NoReturn:
         except OSError as error:
             for each in descriptors:
                 os.close(each)
-            control.send(json.dumps(order | {"error": str(error)}).encode())
+            tell(order | {"error": str(error)})
             continue
         if pid == 0:
             control.close()
@@ -337,9 +344,9 @@ def nursery(fd: int) -> NoReturn:
         try:
             pidfd = os.pidfd_open(pid)
         except ProcessLookupError:
-            control.send(json.dumps(order | {"error": "the agent died at once"}).encode())
+            tell(order | {"error": "the agent died at once"})
             continue
-        socket.send_fds(control, [json.dumps(order | {"pid": pid}).encode()], [pidfd])
+        tell(order | {"pid": pid}, pidfd)
         os.close(pidfd)
 
 
