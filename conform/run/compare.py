@@ -225,23 +225,25 @@ def read(path: Path) -> Run:
         conform=str(header.get("conform", "")),
         started=str(header.get("started", "")),
     )
+    planned = header.get("planned")
+    left = dict.fromkeys(str(each) for each in planned) if isinstance(planned, list) else {}
+    wanted = dict.fromkeys(map(base, left))
     shared: dict[Any, Any] = {}
     levels: dict[str, str] = {}
     for line in reader.trials():
         trial = base(line["id"])
         cell = _cell(line)
         cell = shared.setdefault(cell, cell)
-        other = run.cells.get(trial)
-        if other is None or _ORDER.get(cell.result, 0) < _ORDER.get(other.result, 0):
-            run.cells[trial] = cell  # of repetitions the worst
+        run.cells[trial] = _worse(run.cells.get(trial), cell)
+        left.pop(line["id"], None)
         levels[trial] = _level(line)
         lasted = line.get("duration")
         if isinstance(lasted, (int, float)):
             run.durations[trial] = max(float(lasted), run.durations.get(trial, 0.0))
-    planned = header.get("planned")
-    wanted = [base(str(each)) for each in planned] if isinstance(planned, list) else []
+    for trial in map(base, left):  # also where only some of its repetitions have no line
+        run.cells[trial] = _worse(run.cells.get(trial), _MISSING)
     # In the order of the plan, which is the same for all runs of the same cases; trials finish in any.
-    run.cells = {trial: run.cells.get(trial, _MISSING) for trial in wanted} | run.cells
+    run.cells = {trial: run.cells[trial] for trial in wanted} | run.cells
     for trial, cell in run.cells.items():
         run.results[cell.result] += 1
         run.unexpected += not cell.expected
@@ -251,6 +253,15 @@ def read(path: Path) -> Run:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _worse(one: Cell | None, other: Cell) -> Cell:
+    """What counts of two repetitions: what is not as expected, then the more alarming; the first of equals."""
+    return other if one is None or _rank(other) < _rank(one) else one
+
+
+def _rank(cell: Cell) -> tuple[bool, int]:
+    return cell.expected, _ORDER.get(cell.result, 0)
 
 
 def _cell(line: Mapping[str, Any]) -> Cell:

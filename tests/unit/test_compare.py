@@ -162,6 +162,45 @@ def test_the_worst_of_repetitions_counts(tmp_path: Path) -> None:
     assert {trial: cell.result for trial, cell in run.cells.items()} == {"a/b.v4": "fail"}
 
 
+def test_of_repetitions_what_is_tolerated_hides_nothing_that_is_not(tmp_path: Path) -> None:
+    tolerated, steady = failed("may be", level="should"), failed("must not be")
+    lines = [
+        line("a/b.v4#1", tolerated, expected=True),
+        line("a/b.v4#2", other("inconclusive", "x")),
+        line("a/b.v4#3", tolerated, expected=True),
+        line("a/c.v4#1", tolerated, expected=True),
+        line("a/c.v4#2", steady),
+        line("a/c.v4#3", passed()),
+    ]
+    run = read(write(tmp_path / "r", lines))
+    assert [(cell.result, cell.reason) for cell in run.cells.values()] == [
+        ("inconclusive", "x"),
+        ("fail", "must not be"),
+    ]
+    assert run.unexpected == 2
+
+
+@pytest.mark.parametrize(
+    ("seen", "result"),
+    [
+        ([passed()], "missing"),
+        ([failed("x", level="may")], "missing"),
+        ([other("inconclusive", "x")], "missing"),
+        ([passed(), NOTHING], "fail"),
+        ([passed(), passed(), passed()], "pass"),
+    ],
+)
+def test_a_repetition_without_a_line_is_missing(tmp_path: Path, seen: list[dict[str, Any]], result: str) -> None:
+    lines = [
+        line(f"a/b.v4#{number}", verdict, expected=verdict["outcome"] == "pass" or verdict["level"] == "may")
+        for number, verdict in enumerate(seen, 1)
+    ]
+    planned = [f"a/b.v4#{number}" for number in (1, 2, 3)]
+    run = read(write(tmp_path / "r", lines, planned=planned))
+    assert {trial: cell.result for trial, cell in run.cells.items()} == {"a/b.v4": result}
+    assert run.unexpected == int(result != "pass")
+
+
 def test_of_a_flaky_trial_the_attempt_that_failed(tmp_path: Path) -> None:
     flaky = line("a/b.v4", passed(), result="flaky", expected=False, earlier=[{"attempt": 1, "verdict": NOTHING}])
     assert read(write(tmp_path / "r", [flaky])).cells["a/b.v4"].reason == "nothing came within 1.00 s"
