@@ -268,10 +268,11 @@ def _cell(line: Mapping[str, Any]) -> Cell:
     result, verdict = line["result"], line["verdict"]
     if result == "pass":
         return _PASS if line["expected"] else Cell("pass", False)
-    if result == "flaky":  # what is to be told of is the attempt that did not pass
+    if result == "flaky":  # what is to be told of is the attempt that was refused, which a late one never is
         earlier = line.get("earlier")
         tries = [_mapping(_mapping(each).get("verdict")) for each in (earlier if isinstance(earlier, list) else ())]
-        verdict = next((each for each in reversed(tries) if each.get("outcome") != "pass"), verdict)
+        refused = (each for each in reversed(tries) if each.get("outcome") != "pass" and not each.get("late"))
+        verdict = next(refused, verdict)
     failure = _mapping(verdict.get("failure"))
     reason = failure.get("summary") if verdict.get("outcome") == "fail" else verdict.get("reason")
     entry = _mapping(line.get("expectation"))

@@ -206,6 +206,14 @@ def test_of_a_flaky_trial_the_attempt_that_failed(tmp_path: Path) -> None:
     assert read(write(tmp_path / "r", [flaky])).cells["a/b.v4"].reason == "nothing came within 1.00 s"
 
 
+def test_of_a_flaky_trial_a_late_attempt_hides_nothing(tmp_path: Path) -> None:
+    late = other("inconclusive", "the loop was late") | {"late": True}
+    tries = [{"attempt": number, "verdict": verdict} for number, verdict in enumerate((NOTHING, late), 1)]
+    flaky = line("a/b.v4", passed(), result="flaky", expected=False, earlier=tries)
+    cell = read(write(tmp_path / "r", [flaky])).cells["a/b.v4"]
+    assert (cell.reason, cell.level) == ("nothing came within 1.00 s", "must")
+
+
 @pytest.mark.parametrize(
     ("lines", "planned", "code"),
     [
