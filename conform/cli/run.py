@@ -103,10 +103,10 @@ def command(
     )
     if len(stacks) == 1:
         return _run(options).exit
-    from conform.cli import compare
+    from conform.cli import compare, reporting
     from conform.run.several import run_each
 
-    several = run_each(options, stacks, _run)
+    several = run_each(options, stacks, _run, reporting.complain)
     if len(several.runs) > 1:
         compare.tell(several.runs, page=several.directory / "compare.html")
     return several.exit

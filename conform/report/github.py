@@ -99,6 +99,8 @@ class Writer:
 
     def finish(self, end: Mapping[str, Any] | None = None) -> None:
         """Print what remains, and append the summary to ``GITHUB_STEP_SUMMARY``."""
+        for words in self._header.get("stale") or ():
+            self._print(f"::error title=conform::{_data(text.clean(str(words).partition(chr(10))[0]))}")
         more = self._tally.unexpected - _MOST_ANNOTATIONS
         if more > 0:
             self._print(f"::notice title=conform::{more} more unexpected results: see the summary and report.html")
@@ -122,6 +124,10 @@ class Writer:
             out += ["", "| result | level | trial | why |", "| --- | --- | --- | --- |", *self._rows]
         if tally.unexpected > len(self._rows):
             out += ["", f"{tally.unexpected - len(self._rows)} more are in report.html."]
+        stale = [str(words).partition("\n")[0] for words in self._header.get("stale") or ()]
+        missing = len(self._header.get("planned") or ()) - tally.total
+        out += [""] * bool(stale or missing > 0) + [f"- {_cell(words)}" for words in stale]
+        out += [f"- {missing} planned trials have no verdict"] * (missing > 0)
         if tally.reasons:
             out += ["", "| not applicable | trials |", "| --- | ---: |"]
             out += [f"| {_cell(why)} | {number} |" for why, number in tally.reasons.most_common()]

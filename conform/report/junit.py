@@ -49,11 +49,13 @@ class Writer:
         self._path = path
         self._requirements = requirements
         self._suites: dict[str, _Suite] = {}
+        self._missing = dict.fromkeys(map(str, header.get("planned") or ()))
 
     def trial(self, line: Line) -> None:
         """Take the trial of *line*."""
         line = text.complete(line)
         case = str(line["case"])
+        self._missing.pop(str(line["id"]), None)
         suite = self._suites.setdefault(case.rpartition("/")[0] or "cases", _Suite())
         element = ElementTree.Element(
             "testcase",
@@ -118,8 +120,26 @@ class Writer:
         if result != "not-applicable":
             told.text = legal(text.trial(line, self._header, self._requirements, str(self._path.parent)))
 
+    def _rest(self, code: int | None) -> None:
+        """What else turns a run red: planned trials without a verdict, entries of lists of deviations out of date."""
+        missing = "skipped" if code == 1 else "error"  # by -x
+        rest = [(name, missing, "the run ended before this trial had a verdict") for name in self._missing]
+        rest += [(words.partition("\n")[0], "failure", words) for words in map(str, self._header.get("stale") or ())]
+        if not rest:
+            return
+        suite = self._suites.setdefault("the run", _Suite())
+        for name, tag, words in rest:
+            element = ElementTree.Element("testcase", {"classname": "conform", "name": legal(text.clean(name))})
+            told = {"message": legal(text.clean(words.partition("\n")[0])), "type": "conform"}
+            ElementTree.SubElement(element, tag, told).text = legal(words)
+            suite.cases.append((name, ElementTree.tostring(element)))
+            suite.errors += tag == "error"
+            suite.failures += tag == "failure"
+            suite.skipped += tag == "skipped"
+
     def finish(self, end: Mapping[str, Any] | None = None) -> None:
         """Write the file. *end* is the run's ``end`` line, if it has one."""
+        self._rest((end or {}).get("exit"))
         suites = self._suites.values()
         with replacing(self._path) as file:
             file.write(_DECLARATION)

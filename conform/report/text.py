@@ -128,10 +128,10 @@ def complete(line: Line) -> Line:
 
 # One trial -----------------------------------------------------------------------------------------------------------
 def judged(line: Line) -> Line:
-    """The part of a trial's line that is to be told of: of a flaky trial the last attempt that did not pass."""
+    """The part of a trial's line that is to be told of: of a flaky trial the last attempt that was refused."""
     if line["result"] == "flaky":
         for attempt in reversed(line.get("earlier") or ()):
-            if attempt["verdict"].get("outcome") != "pass":
+            if attempt["verdict"].get("outcome") != "pass" and not attempt["verdict"].get("late"):
                 return attempt  # type: ignore[no-any-return]
     return line
 
@@ -154,7 +154,10 @@ def reason(line: Line) -> str:
         told = str(failure["summary"])
     else:
         told = str(verdict.get("reason") or (failure["summary"] if failure else ""))
-    return f"passed when tried again, but first: {told}" if line["result"] == "flaky" else told
+    if line["result"] == "flaky":
+        then = "passed" if line["verdict"].get("outcome") == "pass" else "failed as is known"
+        return f"{then} when tried again, but first: {told}"
+    return told
 
 
 def way(line: Line) -> str:

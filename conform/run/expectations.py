@@ -120,22 +120,37 @@ class Expectations:
     def of(self, trial: str, verdict: Verdict | None = None) -> Deviation | None:
         """The entry by which the trial with that id is judged, whose *verdict* it is: the first that covers it.
 
-        A sporadic one says nothing but of a failure that it explains, and that no steady one does.
+        A sporadic one says nothing but of a failure that it explains, and that no steady one does. What a stack does by
+        chance in a trial's precondition leaves the trial inconclusive.
         """
         covering = [entry for entry in self.deviations if entry.covers(trial)]
         steady = next((entry for entry in covering if not entry.sporadic), None)
-        if verdict is None or (steady is not None and steady.explains(verdict)):
+        if verdict is None or verdict.outcome != "fail" or (steady is not None and steady.explains(verdict)):
             return steady
         return next((entry for entry in covering if entry.sporadic and entry.explains(verdict)), steady)
 
     def unmatched(self, trials: Collection[str]) -> list[Problem]:
-        """Entries that cover none of *trials*, which must be all that the cases give on that stack."""
+        """Entries that never count among *trials*, which must be all that the cases give on that stack.
+
+        They cover none, or none that no entry before them covers.
+        """
+        found = []
+        left = set(trials)
+        for entry in self.deviations:
+            mine = [trial for trial in trials if entry.covers(trial)]
+            told = ", ".join(entry.trials)
+            if not mine:
+                found.append(f"no trial matches {told}: the entry is out of date")
+            elif not entry.sporadic and left.isdisjoint(mine):
+                found.append(f"entries before this one cover all trials that match {told}: it never counts")
+            else:
+                found.append("")
+            if not entry.sporadic:
+                left.difference_update(mine)
         return [
-            Problem(
-                str(entry.path), entry.line, 1, f"no trial matches {', '.join(entry.trials)}: the entry is out of date"
-            )
-            for entry in self.deviations
-            if not any(entry.covers(trial) for trial in trials)
+            Problem(str(entry.path), entry.line, 1, words, f"- trials: {', '.join(entry.trials)}")
+            for entry, words in zip(self.deviations, found, strict=True)
+            if words
         ]
 
 

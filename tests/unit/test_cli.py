@@ -91,6 +91,8 @@ def test_check_looks_at_the_list_of_deviations(place: Path) -> None:
         (["run", "cases", "--link", "carrier-pigeon"], 2, "carrier-pigeon"),
         (["run", "cases", "-k", "(a"], 2, "a closing parenthesis is missing"),
         (["run", "cases", "--stack", "nonesuch"], 2, "nonesuch"),
+        (["run", "cases", "--stack", "linux", "--stack", "lniux"], 2, "there is no stack 'lniux'"),
+        (["run", "cases", "--stack", "lwip", "--stack", "lwip"], 2, "its name is lwip, and so is that of --stack lwip"),
         (["run", "nowhere"], 2, "nowhere: there is no such file"),
         (["run", "cases", "-k", "nothing-like-it"], 5, "no trial is selected; there are 2"),
         (["run", "cases", "--lf"], 2, "there is no run file here"),

@@ -132,6 +132,22 @@ def test_an_entry_that_matches_nothing_is_out_of_date(tmp_path: Path) -> None:
     assert str(problem).startswith("linux.yaml:1:1: no trial matches close/active-*.v4")
 
 
+def test_an_entry_behind_one_that_covers_all_of_it_never_counts(tmp_path: Path) -> None:
+    one = "- trials: {}\n  reason: r\n  rfc: x\n  packets: p\n  message: m{}\n"
+    trials = ["a/b.v4", "a/b.v6", "a/c.v4"]
+
+    def told(*globs: str) -> list[str]:
+        text = "".join(one.format(*glob.split("!"), *[""] * (1 - glob.count("!"))) for glob in globs)
+        return [str(problem).partition("\n")[0] for problem in _load(tmp_path, text).unmatched(trials)]
+
+    assert told("a/b.*", "a/*") == []
+    words = "entries before this one cover all trials that match a/b.v4: it never counts"
+    assert told("a/*", "a/b.v4") == [f"linux.yaml:6:1: {words}"]
+    assert told("a/b.v4", "a/b.v6", "a/b.*")[0].startswith("linux.yaml:11:1: entries before")
+    assert told("'*'!\n  sporadic: true", "a/b.v4") == []
+    assert told("a/*", "'*'!\n  sporadic: true") == []
+
+
 def test_an_empty_file_has_no_deviations(tmp_path: Path) -> None:
     assert _load(tmp_path, "# none\n") == Expectations()
 

@@ -45,6 +45,17 @@ def test_more_than_github_shows_is_counted() -> None:
     assert "::notice title=conform::3 more unexpected results" in words
 
 
+def test_what_else_turns_a_run_red_is_told(tmp_path: Path) -> None:
+    page = tmp_path / "summary.md"
+    out = io.StringIO()
+    stale = "x.yaml:3:1: no trial matches a/b.*\n   3 | - trials"
+    header = {**HEADER, "planned": ["a.v4", "b.v4"], "stale": [stale]}
+    writer = github.Writer(header, out, catalogue(), {"GITHUB_STEP_SUMMARY": str(page)})
+    writer.finish(END)
+    assert out.getvalue() == "::error title=conform::x.yaml:3:1: no trial matches a/b.*\n"
+    assert "- x.yaml:3:1: no trial matches a/b.&#42;\n- 2 planned trials have no verdict\n" in page.read_text("utf-8")
+
+
 def test_annotations_are_escaped() -> None:
     line = copy.deepcopy(TRIALS["close/timeout.v4"])
     line["file"] = "a,b:c%.yaml"

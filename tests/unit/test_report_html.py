@@ -155,6 +155,15 @@ def test_known_deviations_and_what_does_not_apply_are_grouped_by_reason(tmp_path
     assert 'the stack does not claim urgent <span class="dim">(2)</span>' in content
 
 
+def test_entries_with_one_reason_are_told_apart(tmp_path: Path) -> None:
+    line = TRIALS["close/known.v4"]
+    entry = {**line["expectation"], "line": 99, "message": "another message"}
+    content = page(tmp_path, [line, {**line, "id": "close/known.v6", "expectation": entry}])
+    assert content.count('its makers know. <span class="dim">(1)</span>') == 2
+    assert "model.yaml:99" in content
+    assert f"model.yaml:{line['expectation']['line']}<" in content
+
+
 def test_findings_are_listed(tmp_path: Path) -> None:
     line = copy.deepcopy(TRIALS["close/active-close.v4"])
     line["verdict"]["findings"] = ["steps[2]: the stack says CLOSED"]

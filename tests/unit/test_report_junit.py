@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import junitparser
 import pytest
-from test_report_ladder import HEADER, TRIALS, golden
+from test_report_ladder import END, HEADER, TRIALS, golden
 
 from conform.report import junit
 from conform.requirements import catalogue
@@ -25,9 +25,33 @@ def written(tmp_path: Path, lines: Any) -> ElementTree.Element:
 
 
 def one(tmp_path: Path, name: str, **changes: Any) -> ElementTree.Element:
-    case = written(tmp_path, [{**copy.deepcopy(TRIALS[name]), **changes}]).find("testsuite/testcase")
-    assert case is not None
+    root = written(tmp_path, [{**copy.deepcopy(TRIALS[name]), **changes}])
+    (case,) = [each for each in root.iter("testcase") if each.get("name") == name]
     return case
+
+
+def test_what_else_turns_a_run_red_is_there(tmp_path: Path) -> None:
+    def rest(header: dict[str, Any], code: int | None) -> list[tuple[str | None, str, str | None]]:
+        writer = junit.Writer({**HEADER, **header}, tmp_path / "junit.xml", catalogue())
+        writer.trial(TRIALS["close/active-close.v4"])
+        writer.finish(None if code is None else {**END, "exit": code})
+        root = ElementTree.parse(tmp_path / "junit.xml").getroot()
+        suites = [suite for suite in root if suite.get("name") == "the run"]
+        numbers = [(s.get("tests"), s.get("failures"), s.get("errors"), s.get("skipped")) for s in suites]
+        found = [(case.get("name"), case[0].tag, case[0].get("message")) for s in suites for case in s.iter("testcase")]
+        tags = [tag for _, tag, _ in found]
+        counted = [str(len(tags)), *(str(tags.count(tag)) for tag in ("failure", "error", "skipped"))]
+        assert numbers == ([tuple(counted)] if found else [])
+        return found
+
+    planned = ["close/active-close.v4", "close/other.v4"]
+    why = "the run ended before this trial had a verdict"
+    assert rest({"planned": planned, "stale": []}, None) == [("close/other.v4", "error", why)]
+    assert rest({"planned": planned, "stale": []}, 130) == [("close/other.v4", "error", why)]
+    assert rest({"planned": planned, "stale": []}, 1) == [("close/other.v4", "skipped", why)]
+    stale = "x.yaml:3:1: no trial matches a/b.*: the entry is out of date"
+    assert rest({"planned": planned[:1], "stale": [f"{stale}\n   3 | - trials"]}, 1) == [(stale, "failure", stale)]
+    assert rest({"planned": planned[:1], "stale": []}, 0) == []
 
 
 def test_the_whole_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import signal
 from typing import Any
 
@@ -130,3 +131,14 @@ def test_nothing_from_outside_drives_a_terminal_or_begins_a_line() -> None:
 
 def test_ascii_for_those_who_take_no_more() -> None:
     assert text.to_ascii("│◀── §3.6 → ✗ é") == r"|<-- section 3.6 -> X \xe9"
+
+
+def test_of_a_flaky_trial_what_was_refused_is_told() -> None:
+    line = json.loads(json.dumps(TRIALS["close/flaky.v4"]))
+    (first,) = line["earlier"]
+    late = {"outcome": "inconclusive", "late": True, "failure": None, "reason": "too late to tell", "requirements": []}
+    line["earlier"].append({**first, "attempt": 2, "verdict": {**first["verdict"], **late}})
+    assert text.judged(line)["attempt"] == 1
+    assert text.reason(line).startswith("passed when tried again, but first: ack IRS+1")
+    line["verdict"]["outcome"] = "fail"
+    assert text.reason(line).startswith("failed as is known when tried again, but first: ack IRS+1")

@@ -142,7 +142,7 @@ class Writer:
         group = ""
         if result == "expected-failure":
             entry = line.get("expectation") or {}
-            group = str(entry.get("reason", ""))
+            group = f"{entry.get('reason', '')}\0{entry.get('file', '')}:{entry.get('line', '')}"
             self._entries[group] = entry
         elif result == "not-applicable":
             group = str(line["verdict"].get("reason") or "no reason given")
@@ -244,7 +244,7 @@ class Writer:
                 if entry:
                     shown.append(("listed in", text.clean(f"{entry.get('file', '')}:{entry.get('line', '')}")))
                 wide = name == "expected-failure" or (name in _BY_WAY and left > 0)
-                put(self._render.group(text.clean(group), len(inside), wide, shown))
+                put(self._render.group(text.clean(group.partition("\0")[0]), len(inside), wide, shown))
             for number, piece in enumerate(inside):
                 shows = left > 0 and (number == 0 or name not in _BY_WAY)  # of those that failed in one way, the first
                 out.write(b"<details open" if shows else b"<details")
