@@ -88,13 +88,19 @@ def nothing_came(run: Runtime, spec: m.ExpectSpec, end: End) -> StepFailed:
     waited = duration(run.now - run.event.high)
     wanted = describe(spec, run.environment(end.connection))
     summary = f"nothing came within {waited}"
-    # It may be what the case was after: whoever reads the failure must see it.
-    words = [
-        f"passed over as {kind}: {relative(came.segment, of.connection)}" for kind, of, came in run.passed[-_SHOWN:]
-    ]
+    return run.fail(summary, wanted, "nothing", passed_over(run, summary))
+
+
+def passed_over(run: Runtime, summary: str) -> tuple[str, ...]:
+    """*summary*, of something that did not come, with what came and was passed over as noise; nothing if nothing was.
+
+    It may be what the case was after: whoever reads the failure must see it.
+    """
+    last = run.passed[-_SHOWN:]
+    words = [f"passed over as {kind}: {relative(came.segment, at.connection)}" for kind, at, came in last]
     if len(run.passed) > _SHOWN:
         words.insert(0, f"passed over as noise: {len(run.passed) - _SHOWN} more before these")
-    return run.fail(summary, wanted, "nothing", (summary, *words) if words else ())
+    return (summary, *words) if words else ()
 
 
 def _mismatch(run: Runtime, spec: m.ExpectSpec, arrival: Arrival, end: End, found: FieldMatcher) -> StepFailed:
@@ -136,7 +142,8 @@ def _stream(run: Runtime, spec: m.ExpectSpec, end: End) -> Script:
     while len(got) < wanted:
         came = yield from run.next_arrival(end, due.deadline, hold, spec.noise)
         if came is None:
-            raise run.fail(f"{len(got)} octets came, want {wanted}", f"{wanted} octets", f"{len(got)} octets")
+            summary = f"{len(got)} octets came, want {wanted}"
+            raise run.fail(summary, f"{wanted} octets", f"{len(got)} octets", passed_over(run, summary))
         arrival, found = came
         if not found.fits:
             words = tuple(mismatch.words for mismatch in found.mismatches)

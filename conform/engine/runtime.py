@@ -91,7 +91,6 @@ class _At:
         run.path, run.place = self._path, step.place or run.place
         if step.covers:
             run.covers = tuple(step.covers)
-        run.passed = []
         run.transcript.note(run.now, "step", step=self._path)
 
     def __exit__(self, ended_by: object, *_: object) -> None:
@@ -134,7 +133,7 @@ class Runtime:
         self.place: tuple[int, int] | None = None
         self.covers: tuple[str, ...] = tuple(trial.case.covers)
         self.in_recipe = False
-        #: What the step at hand passed over as noise: of which kind, at which end, and the arrival.
+        #: What was passed over as noise since the stack was last stirred: of which kind, at which end, the arrival.
         self.passed: list[tuple[str, End, Arrival]] = []
 
         # Actions that were not given out yet, and what answered those that were, by the action's id.
@@ -323,6 +322,7 @@ class Runtime:
         """What the step at hand did can make the stack send: silence must be settled anew."""
         self.dirty = True
         self.stimulus = (self.path, self.place)
+        self.passed.clear()
 
     def wait(self, deadline: float | None = None) -> Script:
         """Let one event happen, or *deadline* pass. Raises what :meth:`check_faults` raises."""

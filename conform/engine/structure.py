@@ -15,7 +15,7 @@ from conform.engine.calls import no_reply, under_way
 from conform.engine.connections import Arrival, End
 from conform.engine.endings import Senseless, StepFailed, Undecided
 from conform.engine.matcher import FieldMatcher, describe, relative
-from conform.engine.packets import Due, check_time, due_of, fit, keep, nothing_came, take
+from conform.engine.packets import Due, check_time, due_of, fit, keep, nothing_came, passed_over, take
 from conform.engine.runtime import Allowed, PendingCall, Runtime, Script, too_late_to_tell
 from conform.engine.state import possible, read_state
 from conform.engine.timing import Interval, duration, exactly, judge
@@ -135,7 +135,7 @@ def _choose(run: Runtime, step: m.OneOfStep) -> Script:
             ]
             actual = ", ".join(dict.fromkeys(said))
             what = f"the stack went none of the ways {ways}" + (f": {actual}" if actual else "")
-            raise refused or run.fail(what, ways, actual or "none of them")
+            raise refused or run.fail(what, ways, actual or "none of them", passed_over(run, what))
         yield from run.wait(min([deadline, *(until for _, until in lasts if until > run.looked)]))
 
 

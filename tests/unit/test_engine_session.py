@@ -582,11 +582,29 @@ def test_what_was_passed_over_is_told_where_nothing_came(step: dict[str, Any]) -
     assert told(5) == [first, "passed over as noise: 2 more before these", *[once] * 3]
 
 
-def test_what_an_earlier_step_passed_over_is_not_told() -> None:
+@pytest.mark.parametrize(("stirred", "told"), [([], 1), ([{"send": {"flags": "A"}}], 0)])
+def test_what_was_passed_over_before_the_stack_was_stirred_is_not_told(stirred: list[Any], told: int) -> None:
     stack = ModelStack(twist=also(1, (0.0, {})))
-    driver = run([SEND, {"expect": {"length": 10}}, {"silence": "50ms"}, {"expect": {"flags": "FA"}}], stack=stack)
+    steps = [SEND, {"expect": {"length": 10}}, {"silence": "50ms"}, *stirred, {"expect": {"flags": "FA"}}]
+    driver = run(steps, stack=stack)
     assert driver.verdict.failure is not None
-    assert driver.verdict.failure.arithmetic == ()
+    assert sum("passed over as retransmission" in words for words in driver.verdict.failure.arithmetic) == told
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        {"expect": {"stream": 20}},
+        {"one_of": [{"name": name, "steps": [{"expect": {"flags": name}}]} for name in ("FA", "R")]},
+    ],
+)
+def test_whatever_did_not_come_what_was_passed_over_is_told(step: dict[str, Any]) -> None:
+    stack = ModelStack(twist=also(1, (0.0, {})))
+    driver = run([SEND, {"expect": {"length": 10}}, step], stack=stack)
+    assert driver.verdict.failure is not None
+    summary, passed = driver.verdict.failure.arithmetic
+    assert summary == driver.verdict.failure.summary
+    assert passed.startswith("passed over as retransmission: A seq=")
 
 
 def test_a_zero_window_probe_is_noise_by_name_only() -> None:
