@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conform.report.text import clean, duration_words, to_ascii
-from conform.run.compare import ABSENT, CHANGES, MISSING, RESULTS, Cell, Change, Comparison, Row, Run
+from conform.run.compare import ABSENT, CHANGES, MISSING, RESULTS, STALE, Cell, Change, Comparison, Row, Run
 from conform.run.fold import fold
 
 if TYPE_CHECKING:
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 #: A result in a column.
 WORDS = {
-    "fail": "FAIL", "unexpected-pass": "PASSES", "error": "ERROR", MISSING: "MISSING", "flaky": "FLAKY",
+    "fail": "FAIL", "unexpected-pass": "PASSES", "error": "ERROR", MISSING: "MISSING", STALE: "STALE",
+    "flaky": "FLAKY",
     "inconclusive": "UNCLEAR", "expected-failure": "known", "not-applicable": "n/a", "pass": "pass", ABSENT: "-",
 }  # fmt: skip
 _STYLES = {
-    "fail": "bold red", "unexpected-pass": "bold red", "error": "bold red", MISSING: "bold red", "flaky": "yellow",
+    "fail": "bold red", "unexpected-pass": "bold red", "error": "bold red", MISSING: "bold red", STALE: "bold red",
+    "flaky": "yellow",
     "inconclusive": "yellow", "expected-failure": "magenta", "not-applicable": "dim", "pass": "green", ABSENT: "dim",
 }  # fmt: skip
 #: How the changes between runs of one stack are headed, in their order.
@@ -29,12 +31,15 @@ TITLES = {
     "regression": "Regressions: expected, and no longer",
     "missing": "Missing: planned, and without a verdict",
     "removed": "Removed: there before, and not planned any more",
+    "stale": "Stale: entries of the lists of deviations that match no trial, and were not told of before",
     "fixed": "Fixed: unexpected, and no longer",
     "changed": "Changed: another result or another reason, and as expected as before",
     "new": "New",
+    "tidied": "Tidied: entries of the lists of deviations that are stale no more",
 }
 _WIDEST = 70
 _MOST_SLOW = 20
+_MOST_STALE = 10
 
 
 def word(cell: Cell) -> str:
@@ -44,7 +49,7 @@ def word(cell: Cell) -> str:
 
 def why(cell: Cell) -> str:
     """In one line why a cell is what it is; nothing of a pass."""
-    if cell.result in ("pass", ABSENT):
+    if cell.result in ("pass", STALE, ABSENT):
         return ""
     named = ", ".join(cell.requirements[:2]) + (", …" if len(cell.requirements) > 2 else "")
     broken = ": ".join(part for part in (cell.level or "", named) if part)
@@ -75,13 +80,22 @@ def outcome(found: Comparison) -> str:
     """What the exit code says, in words."""
     if found.kind == "stacks":
         many = sum(run.unexpected for run in found.runs)
-        told = f"{many} results are not as expected" if many else "nothing is unexpected"
+        told = f"{many} result{'s are' if many > 1 else ' is'} not as expected" if many else "nothing is unexpected"
+        stale = sum(len(run.stale) for run in found.runs)
+        if stale:
+            told += f", of which {_entries(stale)} that {'matches' if stale == 1 else 'match'} no trial"
     else:
-        counts = Counter(change.what for change in found.changes for _ in change.trials)
+        counts: Counter[str] = Counter()
+        for change in found.changes:
+            counts[change.what] += change.count
         names = {"regression": f"regression{'s' * (counts['regression'] != 1)}"}
         worse = [f"{counts[what]} {names.get(what, what)}" for what, bad in CHANGES.items() if bad and counts[what]]
         told = ", ".join(worse) if worse else "no regression" if found.changes else "nothing differs"
     return f"{told} (exit {found.exit})"
+
+
+def _entries(number: int) -> str:
+    return f"{number} {'entry' if number == 1 else 'entries'} of the lists of deviations"
 
 
 def headline(found: Comparison) -> str:
@@ -91,6 +105,17 @@ def headline(found: Comparison) -> str:
         return f"{len(found.runs)} stacks, {found.trials} trials: of {many} they differ"
     many = len({trial for change in found.changes for trial in change.trials})
     return f"{len(found.runs)} runs of {found.runs[0].stack}, {found.trials} trials: {many} changed"
+
+
+def notes(found: Comparison) -> list[str]:
+    """What a reader has to know before the rest."""
+    out = []
+    if found.kind == "stacks":
+        for run in found.runs:
+            out += [f"{run.label}: {words}" for words in run.stale[:_MOST_STALE]]
+            if len(run.stale) > _MOST_STALE:
+                out.append(f"{run.label}: {_entries(len(run.stale) - _MOST_STALE)} more match no trial")
+    return out
 
 
 # The terminal --------------------------------------------------------------------------------------------------------
@@ -112,6 +137,8 @@ def print_text(found: Comparison, console: Console) -> None:
 def lines(found: Comparison) -> Iterator[Line]:
     """*found* as lines of pieces with their styles."""
     yield [(headline(found), "bold")]
+    for told in notes(found):
+        yield [(told, "yellow")]
     yield from _counts(found)
     if found.kind == "runs":
         yield from _all_changes(found)
@@ -197,8 +224,9 @@ def _all_changes(found: Comparison) -> Iterator[Line]:
             if not these:
                 continue
             yield [("", "")]
-            many = sum(len(change.trials) for change in these)
-            yield [(title, "bold"), (f" ({many} trial{'s' * (many != 1)})", "dim")]
+            many = sum(change.count for change in these)
+            unit = f" trial{'s' * (many != 1)}" if these[0].trials else ""
+            yield [(title, "bold"), (f" ({many}{unit})", "dim")]
             for change in these:
                 yield from _change(change)
         slow = [each for each in found.durations if each.run == number]
@@ -216,6 +244,9 @@ def _change(change: Change) -> Iterator[Line]:
     *first, last = change.globs
     for glob in first:
         yield [(f"  {glob}", "")]
+    if not change.trials:
+        yield [(f"  {last}", "")]
+        return
     before, after = change.before, change.after
     yield [
         (f"  {last}:  ", ""), (word(before), _STYLES.get(before.result, "")), (", now ", "dim"),
@@ -245,7 +276,8 @@ def write_html(found: Comparison, path: Path) -> None:
         for number, run in enumerate(found.runs[1:], 1)
     ]  # fmt: skip
     page = environment.get_template("compare.html.j2").render(
-        found=found, headline=headline(found), outcome=outcome(found), style=style, style_hash=hashed(style),
+        found=found, headline=headline(found), outcome="; ".join([outcome(found), *notes(found)]),
+        style=style, style_hash=hashed(style),
         cases=_by_case(found.rows), changes=changes, word=word, why=why, reasons=reasons, short=short,
         results=[result for result in RESULTS if any(run.results[result] for run in found.runs)], words=WORDS,
         levels=[level for level in ("must", "should", "may") if any(level in run.levels for run in found.runs)],
@@ -375,6 +407,7 @@ __all__ = [
     "headline",
     "lines",
     "markdown",
+    "notes",
     "outcome",
     "print_text",
     "reasons",

@@ -20,10 +20,12 @@ from conform.run.runfile import Reader
 
 #: Of a trial that was planned and has no line, and of one that the run knows nothing of.
 MISSING, ABSENT = "missing", "absent"
+#: Of an entry of a list of deviations, beside the trials.
+STALE = "stale"
 #: All that a cell can be, the alarming first.
 RESULTS = (
-    "fail", "unexpected-pass", "error", MISSING, "flaky", "inconclusive", "expected-failure", "not-applicable", "pass",
-    ABSENT,
+    "fail", "unexpected-pass", "error", MISSING, STALE, "flaky", "inconclusive", "expected-failure", "not-applicable",
+    "pass", ABSENT,
 )  # fmt: skip
 FORMAT = 1
 _ORDER = {result: number for number, result in enumerate(RESULTS)}
@@ -72,6 +74,9 @@ class Cell:
 
 
 _PASS, _MISSING, _ABSENT = Cell("pass"), Cell(MISSING, False, reason="planned, and without a verdict"), Cell(ABSENT)
+_STALE = Cell(STALE, False)
+#: Where a list of deviations has an entry: another line in each version of the list.
+_PLACE = re.compile(r"\A.*?:\d+:\d+: ")
 
 
 @dataclass(slots=True)
@@ -90,6 +95,8 @@ class Run:
     #: Level of the strongest requirement that a trial is about -> verdict -> how many.
     levels: dict[str, Counter[str]] = field(default_factory=dict)
     unexpected: int = 0
+    #: Entries of the lists of deviations that match no trial, in words.
+    stale: list[str] = field(default_factory=list)
 
     def cell(self, trial: str) -> Cell:
         """What the run says of *trial*."""
@@ -102,6 +109,7 @@ class Run:
             "started": self.started, "trials": len(self.cells), "unexpected": self.unexpected,
             "results": {name: self.results[name] for name in RESULTS if self.results[name]},
             "levels": {level: dict(sorted(self.levels[level].items())) for level in LEVELS if level in self.levels},
+            "stale": self.stale,
         }  # fmt: skip
 
 
@@ -125,7 +133,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Of runs of one stack: how trials of one case came out in the first run and in that of number ``run``."""
+    """Of runs of one stack: how trials of one case came out in the first run and in that of number ``run``.
+
+    A stale entry has neither case nor trials; ``globs`` are what is said of it.
+    """
 
     what: str
     run: int
@@ -134,6 +145,11 @@ class Change:
     globs: tuple[str, ...]
     before: Cell
     after: Cell
+
+    @property
+    def count(self) -> int:
+        """How many trials changed, or entries."""
+        return len(self.trials) or 1
 
     def to_json(self) -> dict[str, Any]:
         """As ``--json`` has it."""
@@ -158,9 +174,11 @@ CHANGES = {
     "regression": True,  # expected, and no longer
     "missing": True,  # planned, and without a verdict
     "removed": True,  # had a verdict, and is not planned any more
+    "stale": True,  # no trial, but an entry of a list of deviations: matches none, and was not told of before
     "fixed": False,  # unexpected, and no longer
     "changed": False,  # another result, or another reason
     "new": False,
+    "tidied": False,  # an entry that was stale, and is not
 }
 
 
@@ -244,6 +262,10 @@ def read(path: Path) -> Run:
         run.cells[trial] = _worse(run.cells.get(trial), _MISSING)
     # In the order of the plan, which is the same for all runs of the same cases; trials finish in any.
     run.cells = {trial: run.cells[trial] for trial in wanted} | run.cells
+    stale = header.get("stale")
+    run.stale = [str(each).partition("\n")[0] for each in stale] if isinstance(stale, list) else []
+    run.unexpected = len(run.stale)
+    run.results.update([STALE] * len(run.stale))
     for trial, cell in run.cells.items():
         run.results[cell.result] += 1
         run.unexpected += not cell.expected
@@ -332,6 +354,7 @@ def compare(runs: Sequence[Run], everything: bool = False) -> Comparison:
     else:
         for number in range(1, len(runs)):
             found.changes += _changes(runs[0], runs[number], number, cases)
+            found.changes += _entries(runs[0], runs[number], number)
             found.durations += _durations(runs[0], runs[number], number)
         order = list(CHANGES)
         found.changes.sort(key=lambda change: (change.run, order.index(change.what)))
@@ -410,6 +433,21 @@ def _changes(first: Run, other: Run, number: int, cases: Mapping[str, list[str]]
         for (what, *_), members in groups.items():
             globs = tuple(fold(members, cases[case]))
             yield Change(what, number, case, tuple(members), globs, first.cell(members[0]), other.cell(members[0]))
+
+
+def _entries(first: Run, other: Run, number: int) -> Iterator[Change]:
+    """What became of stale entries."""
+    for what, those, these, before, after in (
+        ("stale", first, other, _ABSENT, _STALE),
+        ("tidied", other, first, _STALE, _ABSENT),
+    ):
+        had = Counter(_PLACE.sub("", words) for words in those.stale)
+        for words in these.stale:
+            told = _PLACE.sub("", words)
+            if had[told]:
+                had[told] -= 1
+            else:
+                yield Change(what, number, "", (), (words,), before, after)
 
 
 def _durations(first: Run, other: Run, number: int) -> list[Duration]:

@@ -14,7 +14,7 @@ import rich.console
 from run_files import failed, invoke, known, line, other, passed, write
 
 from conform.report import compare as report
-from conform.run.compare import Comparison, compare, read, stable
+from conform.run.compare import Comparison, Run, compare, read, stable
 from conform.run.runfile import NAME
 
 NOTHING = failed("nothing came within 1.00 s")
@@ -311,6 +311,62 @@ def test_one_stack_twice_among_several_is_told_apart(tmp_path: Path) -> None:
     lines = [line("a/b.v4", passed())]
     found = _compared(tmp_path, lines, lines, lines, stacks="x x y")
     assert [run.label for run in found.runs] == ["x (r0)", "x (r1)", "y"]
+
+
+# Entries of the lists of deviations ----------------------------------------------------------------------------------
+STALE = "no trial matches a/gone.*: the entry is out of date"
+
+
+def _listed(directory: Path, *places: str, stack: str = "linux") -> Run:
+    """A run of one trial that passes, with stale entries in *places* of its list."""
+    path = write(directory, [line("a/b.v4", passed())], stack)
+    header, *rest = (path / NAME).read_text().splitlines()
+    entries = [f"cases/expectations/x.yaml:{place}: {STALE}\n    {place} | - trials: a/gone.*" for place in places]
+    (path / NAME).write_text("\n".join([json.dumps(json.loads(header) | {"stale": entries}), *rest]) + "\n")
+    return read(path)
+
+
+def test_a_stale_entry_is_an_unexpected_result_of_its_stack(tmp_path: Path) -> None:
+    found = compare([_listed(tmp_path / "x", stack="x"), _listed(tmp_path / "y", "9:1", stack="y")])
+    assert (found.exit, [run.unexpected for run in found.runs]) == (1, [0, 1])
+    told = _told(found)
+    assert f"y: cases/expectations/x.yaml:9:1: {STALE}\n" in told
+    assert "STALE" in told
+    assert "1 result is not as expected, of which 1 entry of the lists of deviations that matches no trial" in told
+    data = found.to_json()
+    assert [run["stale"] for run in data["runs"]] == [[], [f"cases/expectations/x.yaml:9:1: {STALE}"]]
+    assert data["runs"][1]["results"] == {"stale": 1, "pass": 1}
+    report.write_html(found, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert STALE in page
+    assert "<th>STALE" in page
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "what", "code"),
+    [
+        ([], ["9:1"], ["stale"], 1),
+        (["9:1"], ["12:1"], [], 0),
+        (["9:1"], ["9:1", "12:1"], ["stale"], 1),
+        (["9:1"], [], ["tidied"], 0),
+    ],
+)
+def test_what_became_of_stale_entries(
+    tmp_path: Path, before: list[str], after: list[str], what: list[str], code: int
+) -> None:
+    found = compare([_listed(tmp_path / "1", *before), _listed(tmp_path / "2", *after)])
+    assert [change.what for change in found.changes] == what
+    assert found.exit == code
+    assert [change["what"] for change in found.to_json()["changes"]] == what
+    told = _told(found)
+    report.write_html(found, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    for name in what:
+        assert report.TITLES[name] in told
+        assert f":{max(before, after)[-1]}: {STALE}" in told
+        assert report.TITLES[name] in page
+        assert STALE in page
+    assert ("1 stale (exit 1)" in told) == bool(code)
 
 
 # The command ---------------------------------------------------------------------------------------------------------
