@@ -51,9 +51,8 @@ def why(cell: Cell) -> str:
     """In one line why a cell is what it is; nothing of a pass."""
     if cell.result in ("pass", STALE, ABSENT):
         return ""
-    named = ", ".join(cell.requirements[:2]) + (", …" if len(cell.requirements) > 2 else "")
-    broken = ": ".join(part for part in (cell.level or "", named) if part)
-    told = cell.reason + (f" ({broken})" if broken else "")
+    broken = ": ".join(part for part in (cell.level or "", ", ".join(cell.requirements)) if part)
+    told = cell.reason + (f" ({broken})" if broken else "") + (f" at {cell.step}" if cell.step else "")
     if cell.known and cell.result in ("expected-failure", "unexpected-pass"):
         told += f"; known: {cell.known[0]}"
     elif cell.known and cell.result == "fail":
@@ -389,17 +388,17 @@ def _unlisted(found: Comparison) -> list[list[str]]:
     groups: dict[tuple[str, str], list[str]] = {}
     universe = sorted({trial for run in found.runs for trial in run.cells})
     for trial in universe:
-        keys = {run.cell(trial).key for run in found.runs if run.cell(trial).result == "fail"}
-        for key in sorted(keys):
-            groups.setdefault((trial.partition(".")[0], key), []).append(trial)
+        ways = {run.cell(trial).words for run in found.runs if run.cell(trial).result == "fail"}
+        for words in sorted(ways):
+            groups.setdefault((trial.partition(".")[0], words), []).append(trial)
     out = []
-    for (_, key), members in sorted(groups.items()):
+    for (_, words), members in sorted(groups.items()):
         cells = []
         for run in found.runs:
             here = [run.cell(trial) for trial in members]
-            mine = [cell for cell in here if cell.verdict != "fail" or cell.key == key]
+            mine = [cell for cell in here if cell.verdict != "fail" or cell.words == words]
             cells.append(_status(mine) if mine else "otherwise")
-        out.append([_code(fold(members, universe)), _cell(key), *cells])
+        out.append([_code(fold(members, universe)), _cell(words), *cells])
     return out
 
 

@@ -44,15 +44,21 @@ Kind = Literal["stacks", "runs"]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What one run says of one trial. ``key`` is ``reason`` less what is another in each run."""
+    """What one run says of one trial. ``words`` are ``reason`` less what is another in each run."""
 
     result: str
     expected: bool = True
     level: str | None = None
     reason: str = ""
-    key: str = ""
+    words: str = ""
+    step: str = ""
     requirements: tuple[str, ...] = ()
     known: tuple[str, str] | None = None  # reason and RFC of the entry that lists it
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """What tells two ways to fail apart: the words alone do not say where it is, nor how bad."""
+        return self.words, self.step, self.level or "", *sorted(self.requirements)
 
     @property
     def verdict(self) -> str:
@@ -66,6 +72,8 @@ class Cell:
             out["level"] = self.level
         if self.reason:
             out["reason"] = self.reason
+        if self.step:
+            out["step"] = self.step
         if self.requirements:
             out["requirements"] = list(self.requirements)
         if self.known:
@@ -89,6 +97,7 @@ class Run:
     title: str
     conform: str
     started: str
+    gate: str = "all"
     cells: dict[str, Cell] = field(default_factory=dict)
     durations: dict[str, float] = field(default_factory=dict)
     results: Counter[str] = field(default_factory=Counter)
@@ -233,7 +242,7 @@ def read(path: Path) -> Run:
     """The run in *path*. Raises RunFileError."""
     reader = Reader(path)
     header = reader.header
-    stack = _mapping(header.get("stack"))
+    stack, settings = _mapping(header.get("stack")), _mapping(header.get("settings"))
     name = str(stack.get("name", "?"))
     run = Run(
         label=name,
@@ -242,6 +251,7 @@ def read(path: Path) -> Run:
         title=str(_mapping(stack.get("description")).get("title") or name),
         conform=str(header.get("conform", "")),
         started=str(header.get("started", "")),
+        gate=str(settings.get("gate", "all")),
     )
     planned = header.get("planned")
     left = dict.fromkeys(str(each) for each in planned) if isinstance(planned, list) else {}
@@ -308,7 +318,8 @@ def _cell(line: Mapping[str, Any]) -> Cell:
         expected=line["expected"],
         level=verdict.get("level") if verdict.get("level") in LEVELS else None,
         reason=told,
-        key=stable(told),
+        words=stable(told),
+        step=str(failure.get("step") or ""),
         requirements=requirements,
         known=(str(entry.get("reason", "")), str(entry.get("rfc", ""))) if entry else None,
     )
@@ -337,15 +348,14 @@ def compare(runs: Sequence[Run], everything: bool = False) -> Comparison:
     cases: dict[str, list[str]] = {}
     for trial in universe:
         cases.setdefault(case_of(trial), []).append(trial)
-    differ = _differ if kind == "stacks" else _changed
     for case in sorted(cases):
         groups: dict[tuple[Any, ...], list[str]] = {}
         for trial in cases[case]:
             cells = [run.cell(trial) for run in runs]
-            groups.setdefault(tuple((c.result, c.expected, c.key) for c in cells), []).append(trial)
+            groups.setdefault(tuple(map(_told, cells)), []).append(trial)
         for members in groups.values():
             cells = [run.cell(members[0]) for run in runs]
-            differs = differ(cells)
+            differs = _differ(cells) if kind == "stacks" else _changed(runs, members[0])
             if differs or everything:
                 globs = tuple(fold(members, cases[case]))
                 found.rows.append(Row(case, tuple(members), globs, tuple(cells), differs))
@@ -359,6 +369,11 @@ def compare(runs: Sequence[Run], everything: bool = False) -> Comparison:
         order = list(CHANGES)
         found.changes.sort(key=lambda change: (change.run, order.index(change.what)))
     return found
+
+
+def _told(cell: Cell) -> tuple[Any, ...]:
+    """All of a cell that must be the same where trials share a line."""
+    return cell.result, cell.expected, cell.key
 
 
 def _label(runs: Sequence[Run]) -> None:
@@ -377,12 +392,12 @@ def _label(runs: Sequence[Run]) -> None:
 
 def _differ(cells: Iterable[Cell]) -> bool:
     """Whether stacks differ: another verdict, or another way to fail. What a run knows nothing of is no verdict."""
-    told = {(cell.verdict, cell.key if cell.verdict == "fail" else "") for cell in cells if cell.result != ABSENT}
+    told = {(cell.verdict, cell.key if cell.verdict == "fail" else ()) for cell in cells if cell.result != ABSENT}
     return len(told) > 1
 
 
-def _changed(cells: Sequence[Cell]) -> bool:
-    return any(_what(cells[0], cell) is not None for cell in cells[1:])
+def _changed(runs: Sequence[Run], trial: str) -> bool:
+    return any(_what(runs[0].cell(trial), run.cell(trial), run.gate) is not None for run in runs[1:])
 
 
 def _who_fails(found: Comparison, cases: Mapping[str, list[str]]) -> None:
@@ -409,7 +424,7 @@ def _by_case(trials: Iterable[str], cases: Mapping[str, list[str]]) -> dict[str,
     return {case: fold(wanted[case], cases[case]) for case in sorted(wanted)}
 
 
-def _what(before: Cell, after: Cell) -> str | None:
+def _what(before: Cell, after: Cell, gate: str) -> str | None:
     """What became of a trial, as :data:`CHANGES` names it; ``None``: nothing."""
     has, had = after.result not in (MISSING, ABSENT), before.result not in (MISSING, ABSENT)
     if not has:
@@ -419,7 +434,15 @@ def _what(before: Cell, after: Cell) -> str | None:
         return "new"
     if before.expected != after.expected:
         return "regression" if before.expected else "fixed"
+    if before.result == after.result == "fail" and _tolerated(before, gate) and not _tolerated(after, gate):
+        return "regression"  # though an attempt before was refused in both
     return None if (before.result, before.key) == (after.result, after.key) else "changed"
+
+
+def _tolerated(failure: Cell, gate: str) -> bool:
+    from conform.run.expectations import GATES
+
+    return failure.level not in GATES.get(gate, LEVELS)
 
 
 def _changes(first: Run, other: Run, number: int, cases: Mapping[str, list[str]]) -> Iterator[Change]:
@@ -427,9 +450,9 @@ def _changes(first: Run, other: Run, number: int, cases: Mapping[str, list[str]]
         groups: dict[tuple[Any, ...], list[str]] = {}
         for trial in cases[case]:
             before, after = first.cell(trial), other.cell(trial)
-            what = _what(before, after)
+            what = _what(before, after, other.gate)
             if what is not None:
-                groups.setdefault((what, before.result, before.key, after.result, after.key), []).append(trial)
+                groups.setdefault((what, *_told(before), *_told(after)), []).append(trial)
         for (what, *_), members in groups.items():
             globs = tuple(fold(members, cases[case]))
             yield Change(what, number, case, tuple(members), globs, first.cell(members[0]), other.cell(members[0]))

@@ -277,6 +277,51 @@ def test_what_became_of_a_trial(
     assert (report.TITLES[what] in told) if what else ("nothing differs (exit 0)" in told)
 
 
+SAME = "nothing came"
+MUST = failed(SAME)
+
+
+@pytest.mark.parametrize("other_", [
+    failed(SAME, level="may"), failed(SAME, requirements=["9293-3.5.2-x"]), failed(SAME, step="steps[4]"),
+])  # fmt: skip
+def test_the_same_words_are_not_the_same_failure(tmp_path: Path, other_: dict[str, Any]) -> None:
+    found = _compared(tmp_path / "1", [line("a/b.v4", other_)], [line("a/b.v4", MUST)])
+    assert [change.what for change in found.changes] == ["changed"]
+    (was,) = re.findall("was: (.*)", _told(found))
+    (now,) = re.findall("now: (.*)", _told(found))
+    assert was != now
+    two = _compared(tmp_path / "2", [known("a/b.v4", other_)], [known("a/b.v4", MUST)], stacks="x y")
+    assert [row.differs for row in two.rows] == [True]
+    again = _compared(tmp_path / "3", [line("a/b.v4", other_)], [line("a/b.v4", other_)])
+    assert again.changes == []
+
+
+@pytest.mark.parametrize("stacks", ["", "x y"])
+def test_rows_of_two_levels_share_no_line(tmp_path: Path, stacks: str) -> None:
+    names = [f"a/b.{row}.v4" for row in "ABCDEFGH"]
+    levels = ["may"] + ["must"] * 7
+    after = [line(name, failed(SAME, level=level)) for name, level in zip(names, levels, strict=True)]
+    found = _compared(tmp_path, [line(name, passed()) for name in names], after, stacks=stacks)
+    assert [(row.cells[1].level, len(row.trials)) for row in found.rows] == [("may", 1), ("must", 7)]
+    told = _told(found)
+    assert (told.count("(may: "), told.count("(must: ")) == (1, 1)
+    if not stacks:
+        assert [(each.after.level, len(each.trials)) for each in found.changes] == [("may", 1), ("must", 7)]
+
+
+def test_to_a_level_that_the_gate_looks_at_is_a_regression(tmp_path: Path) -> None:
+    for expected in (True, False):  # it was refused for an attempt before, and not for its level
+        before = line("a/b.v4", failed(SAME, level="may"), expected=expected)
+        paths = [
+            write(tmp_path / f"{expected}{number}", [each], gate="must")
+            for number, each in enumerate((before, line("a/b.v4", MUST)))
+        ]
+        found = compare([read(path) for path in paths])
+        assert [change.what for change in found.changes] == ["regression"]
+        assert found.exit == 1
+        assert [change.what for change in compare(found.runs[::-1]).changes] == ["fixed" if expected else "changed"]
+
+
 @pytest.mark.parametrize("had", [True, False])
 def test_a_planned_trial_without_a_verdict_is_missing(tmp_path: Path, had: bool) -> None:
     a, b = line("a/a.v4", passed()), line("a/b.v4", passed())
