@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from conform.report.text import clean, duration_words, to_ascii
 from conform.run.compare import ABSENT, CHANGES, MISSING, RESULTS, STALE, Cell, Change, Comparison, Row, Run
@@ -106,9 +106,31 @@ def headline(found: Comparison) -> str:
     return f"{len(found.runs)} runs of {found.runs[0].stack}, {found.trials} trials: {many} changed"
 
 
+def _setting(value: Any) -> str:
+    """A setting of a run in a few words."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_setting(each)}" for key, each in value.items()) or "all"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "?" if value is None else str(value)
+
+
 def notes(found: Comparison) -> list[str]:
     """What a reader has to know before the rest."""
+    labels = [run.label for run in found.runs]
     out = []
+    for name, values in found.settings.items():
+        who: dict[str, list[str]] = {}
+        for label, value in zip(labels, values, strict=True):
+            who.setdefault(_setting(value), []).append(label)
+        told = "; ".join(f"{value} in {', '.join(whose)}" for value, whose in who.items())
+        out.append(f"the runs' {name} differs: {told}")
+        if name == "gate" and found.kind == "runs":
+            out.append("what became of a trial is judged by the later run's gate in both")
+    for label, number in zip(labels, found.entries, strict=False):
+        if number:
+            trials = f"{number} trial{'s' * (number != 1)}"
+            out.append(f"the lists of deviations differ: {trials} of {label} have another entry than in {labels[0]}")
     if found.kind == "stacks":
         for run in found.runs:
             out += [f"{run.label}: {words}" for words in run.stale[:_MOST_STALE]]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from conform.engine.verdict import GATING, LEVELS
+from conform.engine.verdict import GATING, LEVELS, Verdict
 from conform.run.fold import base, case_of, fold
 from conform.run.runfile import Reader
 
@@ -38,6 +38,10 @@ VOLATILE = re.compile(
     r"\b\d+(?:\.\d+)? (?:ns|µs|us|ms|s|min)\b|(?<=seq=)[1-9]\d*|(?<=ack=)[1-9]\d*|(?<=port )\d+|\b0x[0-9a-f]{6,}\b"
     r"|(?<=TS(?:ecr|val) )\d+(?:, want \d+)?(?:, (?:short|too far) by \d+)?|[-+]?\d{7,}"
 )
+
+#: Settings that decide what trials there are, and how they come out; of one stack there are more.
+_SETTINGS = ("gate", "selection", "paths", "ip", "repeat", "retry", "timeout", "seed")
+_OF_ONE_STACK = ("link", "agent")
 
 Kind = Literal["stacks", "runs"]
 
@@ -106,10 +110,16 @@ class Run:
     unexpected: int = 0
     #: Entries of the lists of deviations that match no trial, in words.
     stale: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    #: The cells as other gates would have them.
+    gates: dict[str, dict[str, Cell]] = field(default_factory=dict)
+    #: Trial -> what the entry of a list of deviations that covers it knows the failure by, if there is one. Of a trial
+    #: that failed by chance no more is known than that.
+    entries: dict[str, tuple[str, str] | None] = field(default_factory=dict)
 
-    def cell(self, trial: str) -> Cell:
-        """What the run says of *trial*."""
-        return self.cells.get(trial, _ABSENT)
+    def cell(self, trial: str, gate: str = "") -> Cell:
+        """What the run says of *trial*, or would under another *gate*."""
+        return self.gates.get(gate, self.cells).get(trial, _ABSENT)
 
     def to_json(self) -> dict[str, Any]:
         """As ``--json`` has it."""
@@ -205,6 +215,10 @@ class Comparison:
     changes: list[Change] = field(default_factory=list)
     durations: list[Duration] = field(default_factory=list)
     trials: int = 0
+    #: Settings that are not the same in all runs -> each run's, ``None`` where it does not say.
+    settings: dict[str, list[Any]] = field(default_factory=dict)
+    #: For each run of one stack: how many trials another entry of the lists of deviations covers than in the first.
+    entries: list[int] = field(default_factory=list)
 
     @property
     def exit(self) -> int:
@@ -217,6 +231,7 @@ class Comparison:
         """As ``--json`` has it."""
         out: dict[str, Any] = {
             "format": FORMAT, "kind": self.kind, "exit": self.exit, "trials": self.trials,
+            "settings": self.settings,
             "runs": [run.to_json() for run in self.runs],
             "rows": [row.to_json() for row in self.rows],
         }  # fmt: skip
@@ -224,6 +239,7 @@ class Comparison:
             out["alone"] = [{"run": number, "cases": cases} for number, cases in enumerate(self.alone) if cases]
             out["everywhere"] = self.everywhere
         else:
+            out["deviations"] = self.entries
             out["changes"] = [change.to_json() for change in self.changes]
             out["durations"] = [
                 {"run": each.run, "trial": each.trial, "before": each.before, "after": each.after}
@@ -256,20 +272,35 @@ def read(path: Path) -> Run:
     planned = header.get("planned")
     left = dict.fromkeys(str(each) for each in planned) if isinstance(planned, list) else {}
     wanted = dict.fromkeys(map(base, left))
+    run.gates = {gate: {} for gate in _gates() if gate != run.gate}
+    links: set[str] = set()
     shared: dict[Any, Any] = {}
     levels: dict[str, str] = {}
     for line in reader.trials():
         trial = base(line["id"])
-        cell = _cell(line)
+        own = line["result"], line["expected"]
+        cell = _cell(line, *own)
         cell = shared.setdefault(cell, cell)
         run.cells[trial] = _worse(run.cells.get(trial), cell)
+        for gate, cells in run.gates.items():
+            judged = _judged(line, gate)
+            other = cell if judged == own else _cell(line, *judged)
+            cells[trial] = _worse(cells.get(trial), shared.setdefault(other, other))
+        links.add(line["link"])
+        entry = _mapping(line.get("expectation"))
+        if not entry.get("sporadic"):
+            known = (str(entry.get("message")), str(entry.get("requirement"))) if entry else None
+            run.entries[trial] = shared.setdefault(known, known)
         left.pop(line["id"], None)
         levels[trial] = _level(line)
         lasted = line.get("duration")
         if isinstance(lasted, (int, float)):
             run.durations[trial] = max(float(lasted), run.durations.get(trial, 0.0))
-    for trial in map(base, left):  # also where only some of its repetitions have no line
-        run.cells[trial] = _worse(run.cells.get(trial), _MISSING)
+    for cells in (run.cells, *run.gates.values()):
+        for trial in map(base, left):  # also where only some of its repetitions have no line
+            cells[trial] = _worse(cells.get(trial), _MISSING)
+    run.settings = {name: settings.get(name) for name in (*_SETTINGS, *_OF_ONE_STACK)}
+    run.settings["link"] = ", ".join(sorted(links)) or None  # that was used, which "auto" does not say
     # In the order of the plan, which is the same for all runs of the same cases; trials finish in any.
     run.cells = {trial: run.cells[trial] for trial in wanted} | run.cells
     stale = header.get("stale")
@@ -296,10 +327,31 @@ def _rank(cell: Cell) -> tuple[bool, int]:
     return cell.expected, _ORDER.get(cell.result, 0)
 
 
-def _cell(line: Mapping[str, Any]) -> Cell:
-    result, verdict = line["result"], line["verdict"]
+def _gates() -> Mapping[str, Sequence[str]]:
+    from conform.run.expectations import GATES
+
+    return GATES
+
+
+def _judged(line: Mapping[str, Any], gate: str) -> tuple[str, bool]:
+    """``result`` and ``expected`` of a trial's *line*, had the run had that *gate*."""
+    from conform.run.expectations import Deviation, classify
+
+    earlier = line.get("earlier") or ()
+    if earlier or line["verdict"].get("outcome") == "fail":
+        try:
+            before = [Verdict.from_json(each["verdict"]) for each in earlier]
+            entry = Deviation.from_json(line["expectation"]) if line.get("expectation") else None
+            return classify(Verdict.from_json(line["verdict"]), entry, gate, [each for each in before if not each.late])
+        except (KeyError, TypeError, ValueError, AttributeError):
+            pass  # a line that somebody altered stays as it is
+    return line["result"], line["expected"]
+
+
+def _cell(line: Mapping[str, Any], result: str, expected: bool) -> Cell:
+    verdict = line["verdict"]
     if result == "pass":
-        return _PASS if line["expected"] else Cell("pass", False)
+        return _PASS if expected else Cell("pass", False)
     if result == "flaky":  # what is to be told of is the attempt that was refused, which a late one never is
         earlier = line.get("earlier")
         tries = [_mapping(_mapping(each).get("verdict")) for each in (earlier if isinstance(earlier, list) else ())]
@@ -315,7 +367,7 @@ def _cell(line: Mapping[str, Any]) -> Cell:
     told = str(reason or "no reason given")
     return Cell(
         result=result,
-        expected=line["expected"],
+        expected=expected,
         level=verdict.get("level") if verdict.get("level") in LEVELS else None,
         reason=told,
         words=stable(told),
@@ -339,7 +391,7 @@ def compare(runs: Sequence[Run], everything: bool = False) -> Comparison:
     """
     kind: Kind = "runs" if len({run.stack for run in runs}) == 1 else "stacks"
     _label(runs)
-    found = Comparison(kind, list(runs))
+    found = Comparison(kind, list(runs), settings=_settings(runs, kind))
     universe: dict[str, None] = {}
     for run in runs:
         universe.update(dict.fromkeys(run.cells))
@@ -352,6 +404,8 @@ def compare(runs: Sequence[Run], everything: bool = False) -> Comparison:
         groups: dict[tuple[Any, ...], list[str]] = {}
         for trial in cases[case]:
             cells = [run.cell(trial) for run in runs]
+            if kind == "runs":
+                cells += [runs[0].cell(trial, run.gate) for run in runs[1:]]
             groups.setdefault(tuple(map(_told, cells)), []).append(trial)
         for members in groups.values():
             cells = [run.cell(members[0]) for run in runs]
@@ -362,6 +416,7 @@ def compare(runs: Sequence[Run], everything: bool = False) -> Comparison:
     if kind == "stacks":
         _who_fails(found, cases)
     else:
+        found.entries = [_covered_otherwise(runs[0], run) for run in runs]
         for number in range(1, len(runs)):
             found.changes += _changes(runs[0], runs[number], number, cases)
             found.changes += _entries(runs[0], runs[number], number)
@@ -369,6 +424,20 @@ def compare(runs: Sequence[Run], everything: bool = False) -> Comparison:
         order = list(CHANGES)
         found.changes.sort(key=lambda change: (change.run, order.index(change.what)))
     return found
+
+
+def _settings(runs: Sequence[Run], kind: Kind) -> dict[str, list[Any]]:
+    out = {}
+    for name in (*_SETTINGS, *(_OF_ONE_STACK if kind == "runs" else ())):
+        values = [run.settings.get(name) for run in runs]
+        said = [value for value in values if value is not None]
+        if any(value != said[0] for value in said):
+            out[name] = values
+    return out
+
+
+def _covered_otherwise(first: Run, other: Run) -> int:
+    return sum(first.entries[trial] != entry for trial, entry in other.entries.items() if trial in first.entries)
 
 
 def _told(cell: Cell) -> tuple[Any, ...]:
@@ -397,7 +466,7 @@ def _differ(cells: Iterable[Cell]) -> bool:
 
 
 def _changed(runs: Sequence[Run], trial: str) -> bool:
-    return any(_what(runs[0].cell(trial), run.cell(trial), run.gate) is not None for run in runs[1:])
+    return any(_what(runs[0].cell(trial, run.gate), run.cell(trial), run.gate) is not None for run in runs[1:])
 
 
 def _who_fails(found: Comparison, cases: Mapping[str, list[str]]) -> None:
@@ -440,22 +509,23 @@ def _what(before: Cell, after: Cell, gate: str) -> str | None:
 
 
 def _tolerated(failure: Cell, gate: str) -> bool:
-    from conform.run.expectations import GATES
-
-    return failure.level not in GATES.get(gate, LEVELS)
+    return failure.level not in _gates().get(gate, LEVELS)
 
 
 def _changes(first: Run, other: Run, number: int, cases: Mapping[str, list[str]]) -> Iterator[Change]:
+    """Both are judged by the gate of the *other*: a stack does not change because a gate does."""
+    gate = other.gate
     for case in sorted(cases):
         groups: dict[tuple[Any, ...], list[str]] = {}
         for trial in cases[case]:
-            before, after = first.cell(trial), other.cell(trial)
-            what = _what(before, after, other.gate)
+            before, after = first.cell(trial, gate), other.cell(trial)
+            what = _what(before, after, gate)
             if what is not None:
                 groups.setdefault((what, *_told(before), *_told(after)), []).append(trial)
         for (what, *_), members in groups.items():
             globs = tuple(fold(members, cases[case]))
-            yield Change(what, number, case, tuple(members), globs, first.cell(members[0]), other.cell(members[0]))
+            before, after = first.cell(members[0], gate), other.cell(members[0])
+            yield Change(what, number, case, tuple(members), globs, before, after)
 
 
 def _entries(first: Run, other: Run, number: int) -> Iterator[Change]:

@@ -358,6 +358,72 @@ def test_one_stack_twice_among_several_is_told_apart(tmp_path: Path) -> None:
     assert [run.label for run in found.runs] == ["x (r0)", "x (r1)", "y"]
 
 
+# Settings that differ ------------------------------------------------------------------------------------------------
+def _gated(directory: Path, gate: str, tolerated: bool) -> Run:
+    """A run in which a MAY fails, always, or once of two times."""
+    may = failed("may be", level="may")
+    again = line("a/c.v4", passed(), result="pass" if tolerated else "flaky", expected=tolerated,
+                 earlier=[{"attempt": 1, "verdict": may}])  # fmt: skip
+    lines = [line("a/b.v4", may, expected=tolerated), again, line("a/d.v4", MUST)]
+    return read(write(directory, lines, gate=gate))
+
+
+@pytest.mark.parametrize("gates", [("all", "must"), ("must", "all"), ("all", "must", "all")])
+def test_a_gate_alone_changes_nothing_and_is_told(tmp_path: Path, gates: tuple[str, ...]) -> None:
+    found = compare([_gated(tmp_path / f"{n}", gate, gate == "must") for n, gate in enumerate(gates)])
+    assert (found.changes, found.rows, found.exit) == ([], [], 0)
+    assert found.to_json()["settings"] == {"gate": list(gates)}
+    told = _told(found)
+    assert "the runs' gate differs: " in told
+    assert "nothing differs (exit 0)" in told
+    report.write_html(found, tmp_path / "page.html")
+    assert "gate differs: " in (tmp_path / "page.html").read_text()
+
+
+def test_a_regression_is_one_by_the_later_gate(tmp_path: Path) -> None:
+    always, lines = line("a/d.v4", MUST), [line("a/b.v4", failed("x", level="may"), expected=True)]
+    strict = read(write(tmp_path / "1", [always, line("a/b.v4", failed("x", level="should"))], gate="all"))
+    lenient = read(write(tmp_path / "2", [always, *lines], gate="must"))
+    (change,) = compare([strict, lenient]).changes
+    assert (change.what, change.before.expected, change.after.expected) == ("changed", True, True)
+    (change,) = compare([lenient, strict]).changes
+    assert (change.what, change.before.expected, change.after.expected) == ("changed", False, False)
+
+
+def test_settings_that_differ_are_told(tmp_path: Path) -> None:
+    lines = [line("a/b.v4", passed())]
+    one = write(tmp_path / "one", lines, selection={}, link="auto", seed=1)
+    two = write(
+        tmp_path / "two",
+        [each | {"link": "veth"} for each in lines],
+        selection={"k": "b", "tag": ["!slow", "x"]}, link="auto", jobs=3, seed=1,
+    )  # fmt: skip
+    found = compare([read(one), read(two)])
+    assert found.to_json()["settings"] == {
+        "selection": [{}, {"k": "b", "tag": ["!slow", "x"]}],
+        "link": ["tun", "veth"],
+    }
+    told = _told(found)
+    assert "the runs' selection differs: all in one; k b, tag !slow x in two\n" in told
+    assert "the runs' link differs: tun in one; veth in two\n" in told
+    report.write_html(found, tmp_path / "page.html")
+    assert "selection differs: all in one; k b, tag !slow x in two" in (tmp_path / "page.html").read_text()
+    assert compare([read(one), read(one)]).settings == {}
+
+
+def test_lists_of_deviations_that_differ_are_told(tmp_path: Path) -> None:
+    """By what an entry judges: its wording, or a failure by chance, makes no other list."""
+    chance = known("a/e.v4", NOTHING)
+    chance["expectation"]["sporadic"] = True
+    lines = [known("a/b.v4", NOTHING), known("a/c.v4", NOTHING), line("a/d.v4", NOTHING), line("a/e.v4", passed())]
+    other_ = [known("a/b.v4", NOTHING, "Otherwise."), line("a/c.v4", NOTHING), known("a/d.v4", NOTHING), chance]
+    found = _compared(tmp_path, lines, other_)
+    assert found.to_json()["deviations"] == [0, 2]
+    assert "the lists of deviations differ: 2 trials of r1 have another entry than in r0\n" in _told(found)
+    assert "lists of deviations" not in _told(_compared(tmp_path / "again", lines, lines))
+    assert "lists of deviations" not in _told(_compared(tmp_path / "stacks", lines, other_, stacks="x y"))
+
+
 # Entries of the lists of deviations ----------------------------------------------------------------------------------
 STALE = "no trial matches a/gone.*: the entry is out of date"
 
