@@ -111,7 +111,7 @@ def _setting(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_setting(each)}" for key, each in value.items()) or "all"
     if isinstance(value, list):
-        return " ".join(map(str, value))
+        return " ".join(map(str, value)) or "none"
     return "?" if value is None else str(value)
 
 

@@ -41,7 +41,7 @@ VOLATILE = re.compile(
 
 #: Settings that decide what trials there are, and how they come out; of one stack there are more.
 _SETTINGS = ("gate", "selection", "paths", "ip", "repeat", "retry", "timeout", "seed")
-_OF_ONE_STACK = ("link", "agent")
+_OF_ONE_STACK = ("link", "agent", "expect")
 
 Kind = Literal["stacks", "runs"]
 

@@ -392,20 +392,22 @@ def test_a_regression_is_one_by_the_later_gate(tmp_path: Path) -> None:
 
 def test_settings_that_differ_are_told(tmp_path: Path) -> None:
     lines = [line("a/b.v4", passed())]
-    one = write(tmp_path / "one", lines, selection={}, link="auto", seed=1)
+    one = write(tmp_path / "one", lines, selection={}, link="auto", seed=1, expect=[])
     two = write(
         tmp_path / "two",
         [each | {"link": "veth"} for each in lines],
-        selection={"k": "b", "tag": ["!slow", "x"]}, link="auto", jobs=3, seed=1,
+        selection={"k": "b", "tag": ["!slow", "x"]}, link="auto", jobs=3, seed=1, expect=["my.yaml"],
     )  # fmt: skip
     found = compare([read(one), read(two)])
     assert found.to_json()["settings"] == {
         "selection": [{}, {"k": "b", "tag": ["!slow", "x"]}],
         "link": ["tun", "veth"],
+        "expect": [[], ["my.yaml"]],
     }
     told = _told(found)
     assert "the runs' selection differs: all in one; k b, tag !slow x in two\n" in told
     assert "the runs' link differs: tun in one; veth in two\n" in told
+    assert "the runs' expect differs: none in one; my.yaml in two\n" in told
     report.write_html(found, tmp_path / "page.html")
     assert "selection differs: all in one; k b, tag !slow x in two" in (tmp_path / "page.html").read_text()
     assert compare([read(one), read(one)]).settings == {}
