@@ -206,6 +206,8 @@ def repeat_run(header: Mapping[str, Any]) -> str:
     for name, value in usual.items():
         if settings.get(name, value) != value:
             command += [f"--{name}", str(settings[name])]
+    for path in settings.get("expect") or ():
+        command += ["--expect", str(path)]
     versions = settings.get("ip") or [4, 6]
     if len(versions) == 1:
         command += ["--ip", str(versions[0])]

@@ -67,6 +67,7 @@ class Options:
             "gate": self.gate,
             "pcap": self.pcap,
             "timeout": self.timeout,
+            "expect": [str(path) for path in self.expect],
             "selection": self.selection.to_json(),
         }
 
