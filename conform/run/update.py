@@ -6,9 +6,11 @@ are taken out: every other octet of the file stays. What is made is read back an
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +28,9 @@ from conform.run.runfile import Reader
 _WIDTH = 120
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._/+*?;,=<>()'-]*\Z")
 _GLOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+*?-]*\Z")
+#: What ends a line for YAML, and not for what edits the list.
+_OTHER_BREAK = re.compile("\r(?!\n)|[\x85\u2028\u2029]")
+_NEVER = "; that is never written as expected"
 
 
 class UpdateError(Exception):
@@ -47,21 +52,27 @@ class Seen:
 
 @dataclass(slots=True)
 class Update:
-    """What became of the list. ``left`` are trials that conform writes nothing of, each with why."""
+    """What became of the list. ``left`` are trials that conform writes nothing of, each with why.
+
+    ``stale`` are the entries that were taken out since they match no trial; ``unfinished`` is how many trials the run
+    was to make and did not.
+    """
 
     before: str
     text: str
     added: list[tuple[Deviation, int]] = field(default_factory=list)
     removed: list[Deviation] = field(default_factory=list)
+    stale: list[Deviation] = field(default_factory=list)
     narrowed: list[tuple[Deviation, list[str]]] = field(default_factory=list)
     filled: list[Deviation] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     waiting: list[Deviation] = field(default_factory=list)
+    unfinished: int = 0
 
     @property
     def exit(self) -> int:
         """1 where something is left for a person to do."""
-        return int(bool(self.left or self.waiting))
+        return int(bool(self.left or self.waiting or self.unfinished))
 
 
 Ask = Callable[[Deviation], str]
@@ -84,17 +95,28 @@ def survey(reader: Reader) -> dict[str, Seen]:
     return found
 
 
-def trials_of(file: Path, paths: Iterable[str]) -> list[str]:
-    """The ids of all trials of the cases to which *file* belongs, on whatever stack; none where there are no cases.
+def unfinished(planned: Iterable[str], seen: Mapping[str, Seen]) -> int:
+    """How many of the trials that a run was to make have no line."""
+    wanted = Counter(map(base, planned))
+    return sum(max(0, many - len(seen[trial].verdicts if trial in seen else ())) for trial, many in wanted.items())
 
-    Those are the cases beside it, or where it stands elsewhere those in *paths*, which the run was of.
+
+def trials_of(file: Path, paths: Iterable[str], planned: Iterable[str] = ()) -> list[str]:
+    """The ids of all trials that are known of where the list *file* is held against a run, on whatever stack.
+
+    Those are of the cases beside the list, of those in the run's *paths* that are here, and the *planned* ones. A list
+    may stand beside nothing, and what is known of no trial is that it failed: no glob is to cover it.
     """
     from conform.case.load import load
     from conform.run.check import trial_ids
 
-    beside = file.parent.name == DIRECTORY
-    roots = [file.parent.parent] if beside else [path for path in map(Path, paths) if path.exists()]
-    return list(trial_ids(load(roots).cases)) if roots else []
+    beside = [file.parent.parent] if file.parent.name == DIRECTORY else []
+    ran = [path for path in map(Path, paths) if path.exists()]
+    if [path.resolve() for path in ran] == [path.resolve() for path in beside]:
+        ran = []
+    # One by one: a case's id depends on where it was looked for.
+    found = [trial for roots in (beside, ran) if roots for trial in trial_ids(load(roots).cases)]
+    return list(dict.fromkeys([*found, *map(base, planned)]))
 
 
 # The list ------------------------------------------------------------------------------------------------------------
@@ -105,26 +127,44 @@ def update(
     *,
     universe: Collection[str] = (),
     gate: str = "all",
+    ahead: Expectations = Expectations(),  # noqa: B008 - immutable
     others: Expectations = Expectations(),  # noqa: B008 - immutable
+    stale: Sequence[str] = (),
     ask: Ask = lambda entry: "",
 ) -> Update | list[Problem]:
     """The list *text*, which is shown as *name*, as it should be after the run whose trials are *seen*.
 
-    *universe*: the ids of all trials there are, so that no glob covers what was not seen to fail. *others*: the lists
-    of other cases of that run. *ask* is asked for the reason of each entry that has none. Returns what is wrong with
+    *universe*: the ids of all trials there are, so that no glob covers what was not seen to fail. *ahead* and *others*:
+    the lists of other cases that the run was judged by, before this one and after it. *stale*: what the run said of
+    entries that match no trial. *ask* is asked for the reason of each entry that has none. Returns what is wrong with
     the list if something is. Raises :class:`UpdateError`.
     """
     known = parse(text, name, unreasoned=True)
     if known.problems:
         return list(known.problems)
     everything = {base(trial).lower(): base(trial) for trial in [*universe, *seen]}
-    seen = _less_chance(seen, Expectations((*known.deviations, *others.deviations)))
+    order = Expectations((*ahead.deviations, *known.deviations, *others.deviations))
+    others = Expectations((*ahead.deviations, *others.deviations))
+    seen = _less_chance(seen, order)
     work = _Work(text, name, known.deviations, gate, seen)
+    work.stale = {n for n, entry in enumerate(known.deviations) if _is_stale(entry, everything.values(), stale)}
     failing: list[str] = []
     for trial, each in seen.items():
-        if others.of(trial) is None and work.settle(trial, each):
-            failing.append(trial)
+        theirs = others.of(trial)
+        if theirs is None:
+            if work.settle(trial, each):
+                failing.append(trial)
+        elif not all(
+            classify(verdict, order.of(trial, verdict), gate, earlier)[1] for verdict, earlier in each.verdicts
+        ):
+            told = f"it did not go as listed, and {theirs.path}:{theirs.line}, an entry of another list, covers it"
+            passes = all(verdict.outcome == "pass" for verdict in each.attempts)
+            work.left[trial] = ("" if passes else _unsettled(each)) or told
     done = Update(text, text, left=sorted(work.left.items()))
+    for entry in others.deviations:
+        if _is_stale(entry, everything.values(), stale):
+            told = f"no trial matches this entry of another list, {entry.path}:{entry.line}"
+            done.left.append((", ".join(entry.trials), told))
     edits = work.edits(everything, done)
     added = [_ask(entry, ask) for entry in _entries(failing, seen, everything.values(), name)]
     for entry in added:
@@ -137,14 +177,32 @@ def update(
 
 
 def _less_chance(seen: Mapping[str, Seen], known: Expectations) -> dict[str, Seen]:
-    """*seen* without what a sporadic entry explains: it says nothing of how the trial goes else."""
+    """*seen* without what sporadic entries explain: it says nothing of how the trial goes else.
+
+    Only failures come by chance, and an attempt that nothing explains stays, whatever came after it.
+    """
+
+    def chance(trial: str, verdict: Verdict) -> bool:
+        entry = known.of(trial, verdict) if verdict.outcome == "fail" else None
+        return entry is not None and entry.sporadic
+
     out = {}
     for trial, each in seen.items():
-        explained = [(entry := known.of(trial, verdict)) is not None and entry.sporadic for verdict, _ in each.verdicts]
-        kept = [found for found, chance in zip(each.verdicts, explained, strict=True) if not chance]
+        kept = [
+            (verdict, earlier)
+            for verdict, earlier in each.verdicts
+            if not all(chance(trial, attempt) for attempt in (*earlier, verdict))
+        ]
         if kept:
             out[trial] = Seen(kept, each.packets)
     return out
+
+
+def _is_stale(entry: Deviation, trials: Collection[str], told: Sequence[str]) -> bool:
+    """Whether a run said that *entry* matches no trial, and none of *trials* contradicts it."""
+    if not told:
+        return False
+    return any(problem.message in each for problem in Expectations((entry,)).unmatched(trials) for each in told)
 
 
 def _ask(entry: Deviation, ask: Ask) -> Deviation:
@@ -167,6 +225,9 @@ class _Work:
         self.gone: list[set[str]] = [set() for _ in entries]
         self.settled: dict[str, int] = {}
         self.applies: set[str] = set()
+        #: The entries that match no trial; and of those that lost some what they must not and must still cover.
+        self.stale: set[int] = set()
+        self.bounds: dict[int, tuple[set[str], set[str]]] = {}
         self.newline = "\r\n" if "\r\n" in text else "\n"
         self.root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
 
@@ -200,6 +261,10 @@ class _Work:
         """How the text changes: spans and what replaces them."""
         out: list[tuple[int, int, str]] = []
         for number, (entry, gone) in enumerate(zip(self.entries, self.gone, strict=True)):
+            if number in self.stale:
+                done.stale.append(entry)
+                out.append((*self._span(number), ""))
+                continue
             if not gone:
                 continue
             covered = [trial for trial in everything if entry.covers(trial)]
@@ -210,6 +275,7 @@ class _Work:
                 done.removed.append(entry)
                 out.append((*self._span(number), ""))
             else:
+                self.bounds[number] = gone, kept
                 done.narrowed.append((entry, fold([everything[trial] for trial in sorted(gone)], everything.values())))
                 out += self._narrow(number, gone, kept, everything)
         return out
@@ -218,7 +284,7 @@ class _Work:
         """Reasons for the entries that still wait for one."""
         out = []
         for number, entry in enumerate(self.entries):
-            if entry.reason or entry in done.removed:
+            if entry.reason or entry in done.removed or entry in done.stale:
                 continue
             told = " ".join(ask(entry).split())
             if told:
@@ -237,6 +303,24 @@ class _Work:
         assert isinstance(node, yaml.MappingNode)
         return node
 
+    @functools.cached_property
+    def _tokens(self) -> list[yaml.Token]:
+        return list(yaml.scan(self.text, Loader=yaml.SafeLoader))
+
+    def _extent(self, node: yaml.Node) -> tuple[int, int]:
+        """Where a text stands; one in lines of its own (``>-``) ends with the last of them."""
+        start, end = node.start_mark.index, node.end_mark.index
+        end = start + len(self.text[start:end].rstrip())
+        if isinstance(node, yaml.ScalarNode) and node.style in ("|", ">") and "#" in self.text[start:end]:
+            raise self._commented(node)
+        return start, end
+
+    def _commented(self, node: yaml.Node) -> UpdateError:
+        place = f"{self.name}:{node.start_mark.line + 1}"
+        return UpdateError(
+            f"{place}: a comment stands inside what would be taken out ({node.value.strip()}); do it by hand"
+        )
+
     def _value(self, number: int, key: str) -> yaml.Node:
         found: yaml.Node = next(value for name, value in self._node(number).value if name.value == key)
         return found
@@ -247,7 +331,7 @@ class _Work:
         column = self.root.start_mark.column
         dashes = [
             token.start_mark.index
-            for token in yaml.scan(self.text, Loader=yaml.SafeLoader)
+            for token in self._tokens
             if isinstance(token, yaml.BlockEntryToken) and token.start_mark.column == column
         ]
         start = self.text.rfind("\n", 0, dashes[number]) + 1
@@ -275,12 +359,12 @@ class _Work:
             free = {t for t in covered if t not in kept and t not in gone}  # these may be covered or not
             changes[place] = fold(still, [trial for trial in everything if trial not in free])
         if not isinstance(node, yaml.SequenceNode):
-            return [(node.start_mark.index, node.end_mark.index, _globs(changes[0]))]
+            return [(*self._extent(node), _globs(changes[0]))]
         if node.flow_style:
-            return [(node.start_mark.index, node.end_mark.index, self._flow(node, changes))]
+            return self._flow(node, changes)
         out = []
         for place, globs in changes.items():
-            start, end = items[place].start_mark.index, items[place].end_mark.index
+            start, end = self._extent(items[place])
             line = self.text.rfind("\n", 0, start) + 1
             if globs:
                 told = (self.newline + self.text[line:start]).join(map(_glob, globs))
@@ -289,39 +373,80 @@ class _Work:
                 out.append((line, self._line_end(end), ""))
         return out
 
-    def _flow(self, node: yaml.SequenceNode, changes: Mapping[int, list[str]]) -> str:
-        items = node.value
-        out = self.text[node.start_mark.index : items[0].start_mark.index]
-        last = None
-        for place, item in enumerate(items):
-            told = (
-                ", ".join(map(_glob, changes[place]))
-                if place in changes
-                else self.text[item.start_mark.index : item.end_mark.index]
-            )
-            if not told:
-                continue
-            if last is not None:
-                between = self.text[items[place - 1].end_mark.index : item.start_mark.index]
-                out += between if last == place - 1 else ", "
-            out += told
-            last = place
-        return out + self.text[items[-1].end_mark.index : node.end_mark.index]
+    def _flow(self, node: yaml.SequenceNode, changes: Mapping[int, list[str]]) -> list[tuple[int, int, str]]:
+        """Patterns in brackets: a pattern goes with its comma, and what stands about the others stays."""
+        first, last = node.start_mark.index, node.end_mark.index
+        spans = [self._extent(item) for item in node.value]
+        commas = [
+            token.start_mark.index
+            for token in self._tokens
+            if isinstance(token, yaml.FlowEntryToken) and first < token.start_mark.index < last
+        ]
+        if not all(first < start <= end < last for start, end in spans) or len(commas) not in (
+            len(spans), len(spans) - 1
+        ):  # fmt: skip
+            raise UpdateError(f"{self.name}: conform cannot edit this list without harm: entries share their text")
+        out = [(*spans[place], ", ".join(map(_glob, globs))) for place, globs in changes.items() if globs]
+        cuts: list[tuple[int, int]] = []
+        tail = len(spans)  # from here on all go, and no comma stands behind the last: that of the one before goes
+        while len(commas) < len(spans) and not changes.get(tail - 1, True):
+            tail -= 1
+        for place in (place for place, globs in changes.items() if not globs):
+            start, end = spans[place]
+            if place >= tail:
+                comma = commas[place - 1]
+                if self.text[comma + 1] == "#":
+                    raise self._commented(node.value[place])
+                cuts += [(comma, comma + 1), (start, end)]
+            else:
+                if "#" in self.text[end : commas[place]]:
+                    raise self._commented(node.value[place])
+                cuts.append((start, commas[place] + 1))
+        return out + [(*self._tidy(start, end), "") for start, end in self._joined(cuts)]
+
+    def _joined(self, cuts: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """*cuts* with the blanks between them and what follows, those that then touch as one."""
+        out: list[tuple[int, int]] = []
+        for start, end in sorted(cuts):
+            after = self._blanks(end)
+            if self.text[after] not in "#]\r\n":
+                end = after
+            out.append((out.pop()[0], end) if out and out[-1][1] == start else (start, end))
+        return out
+
+    def _blanks(self, index: int) -> int:
+        return index + len(self.text[index:]) - len(self.text[index:].lstrip(" \t"))
+
+    def _tidy(self, start: int, end: int) -> tuple[int, int]:
+        """What is cut so that no line is left empty, and none ends in blanks."""
+        after = self._blanks(end)
+        line = self.text.rfind("\n", 0, start) + 1
+        before = self.text[line:start].rstrip()
+        if self.text[after] in "\r\n":
+            return (line + len(before), after) if before else (line, self._line_end(after))
+        return (line + len(before), end) if before and self.text[end] == "]" else (start, end)
 
     # What comes of it --------------------------------------------------------------------------------------------
     def apply(self, edits: Iterable[tuple[int, int, str]], added: Sequence[Deviation]) -> str:
         """The text after *edits*, with *added* at its end."""
-        text, upto = self.text, len(self.text)
-        for start, end, told in sorted(set(edits), reverse=True):
-            if end > upto:
+        edits = set(edits)
+        if (edits or added) and (found := _OTHER_BREAK.search(self.text)):
+            line = self.text.count("\n", 0, found.start()) + 1
+            raise UpdateError(
+                f"{self.name}:{line}: a line ends in {found[0]!r}; conform edits none but those with a newline"
+            )
+        end = next((t.start_mark.index for t in self._tokens if isinstance(t, yaml.DocumentEndToken)), len(self.text))
+        text, tail, upto = self.text[:end], self.text[end:], end  # entries belong before a line of three dots
+        for start, stop, told in sorted(edits, reverse=True):
+            if stop > upto:
                 raise UpdateError(f"{self.name}: conform cannot edit this list without harm: entries share their text")
-            text, upto = text[:start] + told + text[end:], start
+            text, upto = text[:start] + told + text[stop:], start
         if not added:
-            return text
+            return text + tail
         column = 0
         if isinstance(self.root, yaml.SequenceNode) and not self.root.value:
             span = slice(self.root.start_mark.index, self.root.end_mark.index)
-            text = self.text[: span.start] + self.text[span.stop :]  # an empty list in brackets
+            text = text[: span.start] + text[span.stop :]  # an empty list in brackets
         elif self.root is not None:
             self._node(0)
             column = self.root.start_mark.column
@@ -331,20 +456,20 @@ class _Work:
             text += self.newline
         blocks = (_block(entry) for entry in added)
         lines = [f"{' ' * column}{line}".rstrip() for block in blocks for line in block]
-        return text + "".join(line + self.newline for line in lines)
+        return text + "".join(line + self.newline for line in lines) + tail
 
 
 def _unsettled(seen: Seen) -> str:
     """Why nothing can be said of a trial."""
     for verdict in seen.attempts:
         if verdict.outcome == "error":
-            return f"conform failed: {verdict.reason}"
+            return f"conform failed: {verdict.reason}{_NEVER}"
         if verdict.outcome == "inconclusive" and (verdict.late or verdict.failure is None):
-            return f"inconclusive: {verdict.reason}"
+            return f"inconclusive: {verdict.reason}{_NEVER}"
     if len({verdict.outcome for verdict in seen.attempts}) > 1:
-        return "it passes at one time and fails at another"
+        return f"it passes at one time and fails at another{_NEVER}"
     if len({proof.message(verdict.failure.summary) for verdict in seen.attempts if verdict.failure}) != 1:
-        return "it fails, and not always in the same way"
+        return f"it fails, and not always in the same way{_NEVER}"
     return ""
 
 
@@ -424,23 +549,29 @@ def _verify(done: Update, name: Path, seen: Mapping[str, Seen], work: _Work, oth
     told = f"{name}: conform cannot edit this list without harm"
     if again.problems:
         raise UpdateError(f"{told}; what it made:\n{again.problems[0]}")
-    changed = {id(entry) for entry in done.removed} | {id(entry) for entry, _ in done.narrowed}
+    removed = {id(entry) for entry in (*done.removed, *done.stale)}
     filled = {entry.line: entry.reason for entry in done.filled}
-    expected = [
-        replace(entry, line=0, reason=filled.get(entry.line, entry.reason))
-        for entry in work.entries
-        if id(entry) not in changed
-    ]
-    left = iter(replace(entry, line=0) for entry in again.deviations)
-    if not all(entry in left for entry in expected):  # in their order
-        raise UpdateError(f"{told}: an entry that holds would change")
+    left = iter(again.deviations)
+    for number, entry in enumerate(work.entries):  # in their order
+        wanted = replace(entry, reason=filled.get(entry.line, entry.reason))
+        if id(entry) not in removed and not any(_stands(wanted, each, work.bounds.get(number)) for each in left):
+            raise UpdateError(f"{told}: an entry that holds would change")
     for trial, each in seen.items():
         if trial in work.left or others.of(trial) is not None:
             continue
-        entry = again.of(trial)
-        if not all(classify(verdict, entry, gate, earlier)[1] for verdict, earlier in each.verdicts):
+        known = again.of(trial)
+        if not all(classify(verdict, known, gate, earlier)[1] for verdict, earlier in each.verdicts):
             raise UpdateError(f"{told}: {trial} would still not be as expected")
     done.waiting = [entry for entry in again.deviations if not entry.reason]
+
+
+def _stands(wanted: Deviation, found: Deviation, bounds: tuple[set[str], set[str]] | None) -> bool:
+    """Whether *found* is *wanted* still; with *bounds* but for its trials, of which it covers what it should."""
+    if bounds is None:
+        return replace(wanted, line=0) == replace(found, line=0)
+    gone, kept = bounds
+    same = replace(wanted, line=0, trials=()) == replace(found, line=0, trials=())
+    return same and all(map(found.covers, kept)) and not any(map(found.covers, gone))
 
 
 def read(path: Path) -> str:

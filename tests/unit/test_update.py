@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -185,6 +187,87 @@ def test_a_block_item_may_become_several() -> None:
     assert updated(text, *lines).text == text.replace("    - a/*", "    - a/b.v4\n    - a/c.v4")
 
 
+#: An entry whose patterns stand in brackets, over lines.
+BRACKETS = """\
+- trials: [
+    a/one.*,    # always
+    a/two.X.*, a/two.Y.*,
+    # the last
+    b/one.*     # no comma
+  ]
+  message: nothing came
+  reason: r
+  rfc: x
+  packets: p
+"""
+
+
+@pytest.mark.parametrize(
+    ("passing", "changes"),
+    [
+        (["b/one"], ["-     a/two.X.*, a/two.Y.*,", "+     a/two.X.*, a/two.Y.*",
+                     "-     b/one.*     # no comma", "+          # no comma"]),
+        (["a/two.X"], ["-     a/two.X.*, a/two.Y.*,", "+     a/two.Y.*,"]),
+        (["a/two.Y"], ["-     a/two.X.*, a/two.Y.*,", "+     a/two.X.*,"]),
+        (["a/two.X", "a/two.Y"], ["-     a/two.X.*, a/two.Y.*,"]),
+        (["a/two.Y", "b/one"], ["-     a/two.X.*, a/two.Y.*,", "+     a/two.X.*",
+                                "-     b/one.*     # no comma", "+          # no comma"]),
+        (["a/one"], ["-     a/one.*,    # always", "+         # always"]),
+        (["a/one", "a/two.X", "a/two.Y"], ["-     a/one.*,    # always", "+         # always",
+                                           "-     a/two.X.*, a/two.Y.*,"]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_patterns_in_brackets_over_lines(passing: list[str], changes: list[str], newline: str) -> None:
+    trials = [f"{of}.v{v}" for of in ("a/one", "a/two.X", "a/two.Y", "b/one") for v in (4, 6)]
+    lines = [line(each, passed() if each.startswith(tuple(passing)) else NOTHING) for each in trials]
+    before = BRACKETS.replace("\n", newline)
+    done = updated(before, *lines)
+    assert sorted(changed(BRACKETS, done.text.replace("\r\n", "\n"))) == sorted(changes)
+    assert done.text.count("\n") == done.text.count(newline)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("[a/b.*, a/c.*]", "[a/c.*]"),
+        ("[ a/c.*, a/b.* ]", "[ a/c.* ]"),
+        ("[a/c.*, a/b.*, a/e.*,]", "[a/c.*, a/e.*,]"),
+        ("[a/c.*, a/b.*,]", "[a/c.*,]"),
+        ('[ "a/b.*" ,a/c.*]', "[ a/c.*]"),
+    ],
+)
+def test_patterns_in_brackets_on_one_line(before: str, after: str) -> None:
+    text = "- trials: {}\n  message: nothing\n  reason: r\n  rfc: x\n  packets: p\n"
+    done = updated(text.format(before), line("a/b.v4", passed()), line("a/c.v4", NOTHING), universe=["a/e.v4"])
+    assert done.text == text.format(after)
+
+
+def test_a_pattern_of_its_own_lines() -> None:
+    text = "- trials:\n    - >-\n      a/b.*\n    - >-\n      a/c.*\n    - a/e.*\n"
+    text += "  message: nothing\n  reason: r\n  rfc: x\n  packets: p\n"
+    lines = [line("a/b.v4", passed()), line("a/c.v4", passed()), line("a/c.v6", NOTHING)]
+    done = updated(text, *lines, universe=["a/e.v4"])
+    assert done.text == text.replace("    - >-\n      a/b.*\n", "").replace(">-\n      a/c.*", "a/c.v6")
+
+
+def test_what_was_not_run_is_not_lost_by_an_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = update._Work
+    monkeypatch.setattr(work, "_line_end", lambda self, index: self.text.find("\n", index + 1) + 1)
+    monkeypatch.setattr(work, "_extent", lambda self, node: (node.start_mark.index, node.end_mark.index + 1))
+    text = "- trials:\n    - a/b.*\n    - a/e.*\n    - a/c.*\n  message: nothing\n  reason: r\n  rfc: x\n  packets: p\n"
+    with pytest.raises(UpdateError, match="an entry that holds would change"):
+        updated(text, line("a/b.v4", passed()), line("a/c.v4", NOTHING), universe=["a/e.v4"])
+
+
+def test_a_list_that_ends_in_dots_gets_its_entries_before_them() -> None:
+    text = "---\n- {trials: a/c.*, message: nothing, reason: r, rfc: x, packets: p}\n...\n# The end.\n"
+    done = updated(text, line("a/b.v4", NOTHING), line("a/c.v4", NOTHING), ask=lambda entry: "s")
+    assert done.text.startswith(text[: text.index("...")] + "\n- trials: a/b.v4\n")
+    assert done.text.endswith('length=0"\n...\n# The end.\n')
+    assert updated(text, line("a/c.v4", passed()), line("a/b.v4", NOTHING)).text.count("trials") == 1
+
+
 def test_a_trial_that_fails_in_another_way_leaves_its_entry_for_a_new_one() -> None:
     done = updated(LIST, *run(**{"a/two.X.v4": RESET}))
     assert "[a/one.*, a/two.X.v6]" in done.text
@@ -218,8 +301,8 @@ def test_an_entry_ends_with_its_last_value() -> None:
 @pytest.mark.parametrize(
     ("verdict", "why"),
     [
-        (other("error", "the agent died"), "conform failed: the agent died"),
-        (other("inconclusive", "late"), "inconclusive: late"),
+        (other("error", "the agent died"), "conform failed: the agent died; that is never written as expected"),
+        (other("inconclusive", "late"), "inconclusive: late; that is never written as expected"),
     ],
 )
 def test_what_has_no_verdict_is_never_expected(verdict: dict[str, Any], why: str) -> None:
@@ -238,7 +321,7 @@ def test_a_precondition_that_is_never_reached_gets_an_entry() -> None:
     assert (again.added, again.removed, again.left) == ([], [], [])
     assert updated(again.text, *run()).removed
     done = updated(LIST, *run(**{"a/two.Y.v4": never | {"late": True, "reason": "a slow loop"}}))
-    assert done.left == [("a/two.Y.v4", "inconclusive: a slow loop")]
+    assert done.left == [("a/two.Y.v4", "inconclusive: a slow loop; that is never written as expected")]
 
 
 @pytest.mark.parametrize(
@@ -308,6 +391,47 @@ def test_what_chance_does_is_neither_written_nor_taken_out() -> None:
     assert [entry.message for entry, _ in done.added] == ["flags R, want A (A missing, R too many)"]
 
 
+def test_what_chance_does_hides_no_attempt_that_nothing_explains() -> None:
+    listed = '- {trials: "*", sporadic: true, message: checksum, reason: r, rfc: x, packets: p}\n'
+    chance, before = failed("its checksum is wrong"), [{"attempt": 1, "verdict": RESET}]
+    done = updated(listed, line("a/b.v4", chance, earlier=before))
+    assert done.left == [("a/b.v4", "it fails, and not always in the same way; that is never written as expected")]
+    assert not updated(listed, line("a/b.v4", chance, earlier=[{"attempt": 1, "verdict": chance}])).left
+    never = chance | {"outcome": "inconclusive", "level": None, "requirements": []}
+    assert [entry.trials for entry, _ in updated(listed, line("a/b.v4", never)).added] == [("a/b.v4",)]
+
+
+def test_what_another_list_is_wrong_about_is_left() -> None:
+    entry = Deviation(("a/b.*",), "r", "x", "p", "nothing", Path("other.yaml"), 7)
+    others = Expectations((entry,))
+    for verdict in (RESET, passed()):
+        done = updated("", line("a/b.v4", verdict), others=others)
+        told = "it did not go as listed, and other.yaml:7, an entry of another list, covers it"
+        assert (done.text, done.left, done.exit) == ("", [("a/b.v4", told)], 1)
+    (left,) = updated("", line("a/b.v4", other("error", "x")), others=others).left
+    assert left[1].startswith("conform failed: x")
+    # The list that came first is the one that counted.
+    own = "- {trials: a/b.*, message: flags, reason: r, rfc: x, packets: p}\n"
+    assert not updated(own, line("a/b.v4", RESET), others=others).left
+    assert updated(own, line("a/b.v4", RESET), ahead=others).left
+    assert not updated(own, line("a/b.v4", NOTHING), ahead=others).left
+
+
+def test_an_entry_that_matches_no_trial_is_taken_out_where_the_run_said_so() -> None:
+    listed = LIST + "- {trials: [a/Gone.*, c/*], message: m, reason: r, rfc: x, packets: p}\n"
+    told = "cases/expectations/linux.yaml:26:1: no trial matches a/gone.*, c/*: the entry is out of date\n   26 | \n"
+    assert updated(listed, *run()).text == listed
+    done = updated(listed, *run(), stale=[told])
+    assert (done.text, len(done.stale), done.removed, done.exit) == (LIST, 1, [], 0)
+    assert updated(listed, *run(), stale=[told], universe=["c/new.v4"]).text == listed
+    entry = parse(listed, Path("other.yaml")).deviations[-1]
+    done = updated(LIST, *run(), stale=[told], others=Expectations((entry,)))
+    why = "no trial matches this entry of another list, other.yaml:26"
+    assert (done.text, done.left) == (LIST, [("a/gone.*, c/*", why)])
+    sporadic = listed.replace("message: m,", "message: m, sporadic: true,")
+    assert updated(sporadic, *run(), stale=[told]).text == LIST
+
+
 def test_trials_of_other_lists_are_theirs() -> None:
     entry = Deviation(("a/b.*",), "r", "x", "p", "nothing", Path("other.yaml"), 1)
     assert updated("", line("a/b.v4", NOTHING), others=Expectations((entry,))).text == ""
@@ -354,7 +478,14 @@ def test_an_indented_list_stays_so() -> None:
         ("[{trials: a/*, message: m, reason: r, rfc: x, packets: p}]\n", "stands in brackets"),
         ("- trials: &t [a/b.*, a/c.*]\n  message: nothing\n  reason: r\n  rfc: x\n  packets: p\n"
          "- trials: *t\n  message: flags\n  reason: r\n  rfc: x\n  packets: p\n", "without harm"),
-        ("- {trials: a/c.*, message: m, reason: r, rfc: x, packets: p}\n...\n", "without harm"),
+        ("# One.\r- {trials: a/c.*, message: m, reason: r, rfc: x, packets: p}\n",
+         r"linux.yaml:1: a line ends in '\\r'"),
+        ("- trials: [a/b.* # one\n    , a/c.v6]\n  message: flags\n  reason: r\n  rfc: x\n  packets: p\n",
+         "linux.yaml:1: a comment stands inside what would be taken out"),
+        ("- trials: [a/c.v6,# one\n    a/b.*]\n  message: flags\n  reason: r\n  rfc: x\n  packets: p\n",
+         "linux.yaml:2: a comment stands inside"),
+        ("- trials:\n    - >- # one\n      a/c.*\n    - a/e.*\n  message: flags\n  reason: r\n  rfc: x\n  packets: p\n",
+         "linux.yaml:2: a comment stands inside"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_edited_is_left_and_told(text: str, said: str) -> None:
@@ -410,6 +541,36 @@ def test_after_an_update_everything_is_as_expected(verdicts: dict[str, Any], gat
     twice = updated(done.text, *lines, universe=IDS, gate=gate, ask=lambda entry: "Something else.")
     assert twice.text == done.text
     assert not twice.added + twice.removed + twice.narrowed  # type: ignore[operator]
+
+
+GAPS = st.sampled_from(["", " ", "  ", "\n    ", " # {}\n    ", "\n    # {}\n    "])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_brackets_lose_what_passes_and_nothing_else(data: st.DataObject) -> None:
+    draw, many = data.draw, data.draw(st.integers(2, 5))
+    wanted = draw(st.lists(st.sampled_from([passed(), NOTHING]), min_size=many, max_size=many))
+    patterns, notes = [f"a/c{n}.*" for n in range(many)], iter(range(100))
+    parts = [part for each in patterns for part in (draw(GAPS), each, draw(GAPS), ",")]
+    parts = (parts if draw(st.booleans()) else parts[:-1]) + [draw(GAPS)]
+    trials = "".join(part.format(f"note {next(notes)}.") if "#" in part else part for part in parts)
+    text = f"- trials: [{trials}]\n  message: nothing\n  reason: r\n  rfc: x\n  packets: p\n"
+    lines = [line(f"a/c{n}.v4", verdict) for n, verdict in enumerate(wanted)]
+    try:
+        done = updated(text, *lines)
+    except UpdateError as error:
+        if "a comment stands inside" not in str(error):
+            raise
+        return
+    left = [each for each, verdict in zip(patterns, wanted, strict=True) if verdict is NOTHING]
+    assert [list(entry.trials) for entry in parse(done.text, NAMED).deviations] == [left] * bool(left)
+    if left:
+        kept = list(yaml.safe_load(done.text)[0]["trials"])
+        assert kept == left
+        assert re.findall("# note .*", done.text) == re.findall("# note .*", text)
+        strip = re.compile(r"[\s,]|a/c\d\.\*")
+        assert strip.sub("", done.text) == strip.sub("", text)
 
 
 # What is said of a failure -------------------------------------------------------------------------------------------
@@ -554,6 +715,101 @@ def test_a_person_is_asked_on_a_terminal(place: Path, monkeypatch: pytest.Monkey
     assert "reason: It is lazy." in (place / NAMED).read_text()
 
 
+def test_a_dry_run_asks_nobody(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conform.cli import expect
+
+    monkeypatch.setattr(expect, "_is_terminal", lambda: True)
+    code, told, _ = invoke("expect", "update", "run", "--dry-run", stdin="It is lazy.\n")
+    assert (code, "Why does" in told, "lazy" in told) == (1, False, False)
+
+
+def test_ctrl_c_keeps_what_was_answered(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conform.cli import expect
+
+    monkeypatch.setattr(expect, "_is_terminal", lambda: True)
+    write(place / "three", [line(f"a/b{n}.v4", NOTHING) for n in range(3)])
+    code, told, _ = invoke("expect", "update", "three", stdin="It is lazy.\n")
+    assert (code, told.count("Why does"), told.count("waits for its reason")) == (1, 2, 2)
+    assert re.findall("reason:(.*)", (place / NAMED).read_text()) == [" It is lazy.", "", ""]
+
+
+def test_what_made_the_run_red_is_told_though_nothing_changes(place: Path) -> None:
+    listed = "- {trials: a/b.*, message: nothing, reason: r, rfc: x, packets: p}\n"
+    (place / NAMED).write_text(listed)
+    planned = ["a/b.v4", "a/c.v4", "a/d.v4", "a/e.v4"]
+    write(place / "cut", [line("a/b.v4", NOTHING), line("a/c.v4", passed())], planned=planned)
+    told = (
+        "left: 2 planned trials have no verdict in this run: conform run --lf runs what is missing\nnothing changes\n"
+    )
+    assert invoke("expect", "update", "cut") == (1, told, "")
+    again = [line("a/b.v4#1", NOTHING)]
+    write(place / "again", again, planned=["a/b.v4#1", "a/b.v4#2"])
+    assert "left: 1 planned trial has no verdict" in invoke("expect", "update", "again")[1]
+
+
+def test_an_entry_of_which_the_run_said_that_it_matches_nothing(place: Path) -> None:
+    (place / NAMED).write_text(
+        "- {trials: a/b.*, message: nothing, reason: r, rfc: x, packets: p}\n"
+        "- {trials: a/gone.*, message: nothing, reason: r, rfc: x, packets: p}\n"
+    )
+    file = place / "run" / NAME
+    header, rest = file.read_text().split("\n", 1)
+    stale = "cases/expectations/linux.yaml:2:1: no trial matches a/gone.*: the entry is out of date"
+    file.write_text(json.dumps({**json.loads(header), "stale": [stale]}) + "\n" + rest)
+    code, told, _ = invoke("expect", "update", "run")
+    assert (code, told) == (0, "removed: cases/expectations/linux.yaml:2: no trial matches a/gone.*\n")
+    assert "gone" not in (place / NAMED).read_text()
+    assert "nothing changes: the list says" in invoke("expect", "update", "run")[1]
+
+
+def test_the_list_that_the_run_was_judged_by_is_the_one(place: Path) -> None:
+    (place / NAMED).write_text("# not this\n")
+    (place / "mine.yaml").write_text("# this\n")
+    write(place / "own", [line("a/b.v4", NOTHING)], expect=["mine.yaml"])
+    assert invoke("expect", "update", "own", "--reason", "r")[0] == 0
+    assert "a/b.v4" in (place / "mine.yaml").read_text()
+    assert (place / NAMED).read_text() == "# not this\n"
+    (place / "more.yaml").write_text("# and this\n")
+    write(place / "both", [line("a/b.v4", NOTHING), line("a/c.v4", RESET)], expect=["mine.yaml", "more.yaml"])
+    code, _, complaint = invoke("expect", "update", "both")
+    assert (code, "Say it with --file (mine.yaml, more.yaml)" in complaint) == (2, True)
+    assert invoke("expect", "update", "both", "--file", "more.yaml", "--reason", "r")[0] == 0
+    told = (place / "more.yaml").read_text()
+    assert ("a/c.v4" in told, "a/b.v4" in told) == (True, False)
+    (place / "mine.yaml").unlink()
+    code, _, complaint = invoke("expect", "update", "own")
+    assert (code, "judged by is not here: say it with --file (mine.yaml)" in complaint) == (2, True)
+
+
+def test_the_run_records_its_lists() -> None:
+    from conform.report.text import repeat_run
+    from conform.run.command import Options
+
+    made = Options((Path("cases"),), expect=(Path("a b.yaml"), Path("c.yaml"))).to_json()
+    assert made["expect"] == ["a b.yaml", "c.yaml"]
+    assert repeat_run({"settings": made}) == "conform run cases --expect 'a b.yaml' --expect c.yaml --seed 0"
+
+
+def test_a_full_disk_leaves_the_list_as_it_was(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "shared.yaml").write_text("# Mine.\n")
+    (place / "shared.yaml").chmod(0o664)
+    (place / NAMED).symlink_to(place / "shared.yaml")
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        code, _, complaint = invoke("expect", "update", "run", "--reason", "r")
+    assert (code, "No space left on device" in complaint) == (2, True)
+    assert (place / "shared.yaml").read_text() == "# Mine.\n"
+    assert invoke("expect", "update", "run", "--reason", "r")[0] == 0
+    assert (place / NAMED).is_symlink()
+    assert "a/b.v4" in (place / "shared.yaml").read_text()
+    assert (place / "shared.yaml").stat().st_mode & 0o777 == 0o664
+    assert [path.name for path in place.glob(".*")] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -589,9 +845,13 @@ def test_the_cases_beside_the_list_say_what_there_is(place: Path) -> None:
     assert update.trials_of(place / NAMED, []) == [f"a/b.{n}.v{v}" for n in (1, 2) for v in (4, 6)]
     assert len(update.trials_of(place / "mine.yaml", ["cases"])) == 4
     assert update.trials_of(place / "mine.yaml", ["not/here"]) == []
+    assert len(update.trials_of(place / "own/expectations/mine.yaml", ["cases"], ["a/b.1.v4#1", "a/c.v4#2"])) == 5
     write(place / "part", [line("a/b.1.v4", NOTHING), line("a/b.1.v6", NOTHING)])
     invoke("expect", "update", "part")
     assert "- trials: a/b.1.*\n" in (place / NAMED).read_text()
+    (place / "own/expectations").mkdir(parents=True)
+    invoke("expect", "update", "part", "--file", "own/expectations/mine.yaml")
+    assert "- trials: a/b.1.*\n" in (place / "own/expectations/mine.yaml").read_text()
 
 
 def test_the_survey_of_a_run(place: Path) -> None:
