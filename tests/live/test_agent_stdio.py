@@ -434,6 +434,141 @@ def test_requests_that_the_hub_cannot_read():
 
 
 @isolated
+def test_malformed_requests_end_nothing():
+    talk = Talk()
+    assert "RecursionError" in talk.ask(b"[" * 100_000)["fault"]
+    assert "no IP version 5" in talk.ask(HELLO | {"ip": 5})["fault"]
+    assert talk.ask(HELLO)["hello"] == 1
+    assert "RecursionError" in talk.ask(b"[" * 100_000)["fault"]
+    id = pair(talk)
+    for request, words in (
+        ({"do": "recv", "size": 10**17}, "MemoryError"),
+        ({"do": "recv", "size": 10**17, "overlap": True}, "MemoryError"),
+        ({"do": "bind", "address": "nonsense"}, "no address"),
+        ({"do": "exit", "status": 1 << 70}, "OverflowError"),
+        ({"do": "recv", "timeout": 10**400}, "OverflowError"),
+    ):
+        id += 1
+        reply = talk.ask({"id": id, **request})
+        assert reply["id"] == id
+        assert words in reply["fault"]
+    # An exit that was refused is no exit, and is replied to once.
+    assert "TypeError" in talk.ask({"id": 100, "do": "exit", "status": "x"})["fault"]
+    assert talk.ask({"id": 101, "do": "getsockname"})["returned"] == 0
+    assert talk.ask({"id": 102, "do": "exit", "status": 0}) == {"id": 102, "returned": 0}
+    assert "is gone" in talk.ask({"id": 103, "do": "getsockname"})["fault"]
+    talk.close()
+
+
+@talking
+def test_many_requests_at_once(talk):
+    """They are heard while nobody reads the replies, as far as a pipe takes these."""
+    talk.ask({"id": 0, "do": "socket", "as": "s"})
+    data = b"".join(b'{"id": %d, "do": "getsockname", "on": "s"}\n' % id for id in range(1, 5001))
+    os.set_blocking(talk.process.stdin.fileno(), False)
+    seen = []
+    while len(seen) < 5000:
+        if data and select.select([], [talk.process.stdin], [], 0)[1]:
+            data = data[os.write(talk.process.stdin.fileno(), data) :]
+        elif not talk.lines:
+            assert select.select([talk], [talk.process.stdin] if data else [], [], 10) != ([], [], []), len(seen)
+            if select.select([talk], [], [], 0)[0]:
+                assert talk.read()
+        seen += [reply["id"] for reply in talk.lines]
+        talk.lines.clear()
+    assert seen == list(range(1, 5001))
+    os.set_blocking(talk.process.stdin.fileno(), True)
+
+
+@systems
+def test_the_reply_to_hello_is_the_first_line(system):
+    @isolated
+    def run():
+        talk = Talk(system)
+        setting = {"id": 1, "do": "set", "name": "net.ipv4.tcp_sack", "value": "0"}
+        for _ in range(3):
+            talk.send(b"\n".join(json.dumps(m).encode() for m in (HELLO, setting, HELLO, setting)))
+            assert [talk.hear().get("id") for _ in range(4)] == [None, 1, None, 1]
+        talk.close()
+
+    run()
+
+
+@talking
+def test_a_state_is_of_after_the_calls_before(talk):
+    for trial in range(30):
+        port = 100 + trial
+        requests = (
+            {"id": 1, "do": "socket"},
+            {"id": 2, "do": "bind", "port": port},
+            {"id": 3, "do": "listen"},
+            {"id": 4, "do": "state", "port": port, "peer": 0},
+        )
+        talk.send(b"\n".join(json.dumps(each).encode() for each in requests))
+        assert [talk.hear() for _ in requests][-1] == {"id": 4, "returned": 0, "value": "LISTEN"}
+        talk.send(b'{"id": 5, "do": "close", "on": "listener"}\n{"id": 6, "do": "state", "port": %d, "peer": 0}' % port)
+        assert talk.hear() == {"id": 5, "returned": 0}
+        assert talk.hear() == {"id": 6, "returned": 0, "value": "CLOSED"}
+
+
+@talking
+def test_a_state_waits_for_no_call_that_sleeps(talk):
+    id = pair(talk)
+    for more in ({"overlap": True}, {"timeout": 0.1}, {}):
+        id += 1
+        talk.send({"id": id, "do": "recv", **more})
+        if "overlap" in more:
+            assert talk.hear() == {"id": id, "blocked": True}
+        id += 1
+        assert talk.ask({"id": id, "do": "state", "port": 80, "peer": 0})["value"] == "LISTEN"
+
+
+@talking
+def test_a_process_that_was_stopped_is_not_waited_for(talk):
+    assert talk.ask({"id": 1, "do": "kill", "with": "SIGSTOP"}) == {"id": 1, "returned": 0}
+    assert talk.ask(HELLO)["hello"] == 1
+    assert talk.ask({"id": 2, "do": "socket"}) == {"id": 2, "returned": 0}
+
+
+@isolated
+def test_sleep_of_close_by_the_listeners_linger_and_of_an_urgent_send():
+    talk = Talk("sparse")
+    talk.ask(HELLO)
+
+    def accepted(id):
+        linger = {"on": "listener", "option": "SO_LINGER", "value": {"onoff": True, "linger": 60}}
+        reuse = {"on": "listener", "option": "SO_REUSEADDR", "value": True}
+        for request in (
+            {"do": "socket"},
+            {"do": "setsockopt", **linger},
+            {"do": "setsockopt", **reuse},
+            {"do": "bind", "port": 80},
+            {"do": "listen"},
+            {"do": "socket", "as": "client"},
+            {"do": "connect", "on": "client", "address": "127.0.0.1", "port": 80},
+            {"do": "accept"},
+        ):
+            assert talk.ask({"id": id, **request})["returned"] == 0
+
+    accepted(50)
+    full = {"do": "send", "payload": "00" * 200_000, "flags": ["MSG_DONTWAIT"]}
+    while talk.ask({"id": 57, **full})["returned"] > 0:
+        pass
+    # An urgent octet for which there is no room waits as any other does.
+    talk.send({"id": 58, "do": "send", "payload": "61", "flags": ["MSG_OOB"], "overlap": True, "on": "c1"})
+    assert talk.hear() == {"id": 58, "blocked": True}
+    talk.ask(HELLO)
+    accepted(60)
+    while talk.ask({"id": 67, **full})["returned"] > 0:
+        pass
+    talk.send({"id": 68, "do": "close", "overlap": True})
+    assert talk.hear() == {"id": 68, "blocked": True}
+    assert talk.ask({"id": 69, "do": "socket", "as": "another"}) == {"id": 69, "returned": 0}
+    talk.ask(HELLO)
+    talk.close()
+
+
+@isolated
 def test_what_processes_print_is_no_reply():
     talk = Talk()
     talk.ask(HELLO)

@@ -174,6 +174,13 @@ def test_closed_is_known_unknown_is_not(pair):
         ({"do": "recv", "flags": ["MSG_OOPS"]}, "unknown flag 'MSG_OOPS'"),
         ({"do": "recv", "size": "many"}, "malformed"),
         ({"do": "recv", "size": -1}, "malformed"),
+        ({"do": "recv", "size": 10**17, "flags": ["MSG_DONTWAIT"]}, "malformed"),
+        ({"do": "recv", "size": 10**30}, "malformed"),
+        ({"do": "bind", "address": "nonsense", "port": 0}, "no address"),
+        ({"do": "bind", "address": "::1", "port": 0}, "no address"),
+        ({"do": "connect", "on": "client", "address": "localhost", "port": 1}, "no address"),
+        ({"do": "connect", "on": "client", "address": ["127.0.0.1"], "port": 1}, "malformed"),
+        ({"do": "socket", "as": 5}, "a name is text"),
         ({"do": "send"}, "malformed"),
         ({"do": "send", "payload": "xyz"}, "malformed"),
         ({"do": "shutdown", "how": "up"}, "malformed"),
@@ -204,6 +211,18 @@ def test_a_close_that_would_sleep_needs_a_process(pair):
     if not pair.blocking:
         ok(pair, "setsockopt", option="SO_LINGER", value={"onoff": False, "linger": 1})
         ok(pair, "close")
+
+
+def test_a_time_to_linger_is_inherited_from_the_listener(calls):
+    ok(calls, "socket")
+    ok(calls, "setsockopt", on="listener", option="SO_LINGER", value={"onoff": True, "linger": 1})
+    ok(calls, "bind", address="stack", port=0)
+    ok(calls, "listen")
+    port = ok(calls, "getsockname", on="listener")["address"]["port"]
+    with socket.create_connection(("127.0.0.1", port), timeout=5):
+        arrives(calls, "accept")
+        assert calls.table["c1"].file.linger == 1
+        assert ("fault" in calls.execute({"do": "close"})) is not calls.blocking
 
 
 def test_an_unknown_option_is_the_systems_affair(pair):

@@ -104,6 +104,10 @@ LINGER_ZERO = _LINGER.pack(1, 0)
 _ONLY_SIGPIPE = (signal.SIGPIPE,)
 
 
+#: What is raised for a request of the wrong shape: also numbers and sizes that are too large, and JSON too deep.
+MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError, RecursionError, struct.error)
+
+
 class RequestError(Exception):
     """A request that cannot be made: an unknown name, a value of the wrong shape. No errno of the stack's."""
 
@@ -212,7 +216,7 @@ class Calls:
             return _METHODS[request["do"]](self, request, on)
         except OSError as error:
             return failure(error)
-        except (KeyError, TypeError, ValueError, OverflowError, struct.error) as error:
+        except MALFORMED as error:
             raise RequestError(f"malformed request: {type(error).__name__}: {error}") from None
 
     def drop(self) -> None:
@@ -229,16 +233,27 @@ class Calls:
         self.table[name] = Descriptor(socket.socket(self.family, kind), OpenFile())
         return {"returned": 0}
 
-    def _free(self, name: str) -> str:
+    def _free(self, name: Any) -> str:
+        if not isinstance(name, str):
+            raise RequestError(f"a name is text, not {name!r}")
         if self.table.get(name) is not None:
             raise RequestError(f"the name {name!r} belongs to a descriptor that is open")
         return name
 
     def _bind(self, request: Request, on: Descriptor) -> Reply:
-        address = request.get("address") or "any"
+        address = self._address(request.get("address") or "any")
         port = request.get("port")
-        on.sock.bind((self.names.get(address, address), 0 if port in (None, "any") else port))
+        on.sock.bind((address, 0 if port in (None, "any") else port))
         return {"returned": 0}
+
+    def _address(self, text: str) -> str:
+        """An address of the trial's family. Raises RequestError for a text that is none: a name is not looked up."""
+        address = self.names.get(text, text)
+        try:
+            socket.inet_pton(self.family, address)
+        except OSError:
+            raise RequestError(f"{text!r} is no address of the trial's IP version") from None
+        return address
 
     def _listen(self, request: Request, on: Descriptor) -> Reply:
         on.sock.listen(request.get("backlog", 16))
@@ -252,12 +267,15 @@ class Calls:
         if self.table.get(name) is not None:  # another call took the name while this one slept
             abandon(sock)
             self._free(name)
-        self.table[name] = Descriptor(sock, OpenFile())
+        file = OpenFile()
+        # Linux hands the listener's on.
+        onoff, linger = _LINGER.unpack(sock.getsockopt(_SOL, socket.SO_LINGER, _LINGER.size))
+        file.linger = linger if onoff else 0
+        self.table[name] = Descriptor(sock, file)
         return {"returned": 0, "address": {"address": peer[0], "port": peer[1]}}
 
     def _connect(self, request: Request, on: Descriptor) -> Reply:
-        address = request.get("address") or "tester"
-        on.sock.connect((self.names.get(address, address), request["port"]))
+        on.sock.connect((self._address(request.get("address") or "tester"), request["port"]))
         return {"returned": 0}
 
     def _send(self, request: Request, on: Descriptor) -> Reply:

@@ -18,7 +18,7 @@ import sys
 import time
 from typing import Any, NoReturn
 
-from conform.stacks.agent.calls import PROTOCOL, Request, failure
+from conform.stacks.agent.calls import MALFORMED, PROTOCOL, Request, failure
 from conform.stacks.agent.process import Agent
 from conform.stacks.agent.system import System
 from conform.stacks.agent.trying import SWITCH_INTERVAL, TryingSleeper
@@ -27,11 +27,28 @@ from conform.stacks.agent.trying import SWITCH_INTERVAL, TryingSleeper
 _DEADLY = frozenset({"SIGKILL", "SIGTERM", "SIGINT", "SIGIO"})
 #: How long a process may take to reset its connections and go, before it is killed; and to go then. Seconds.
 _PATIENCE, _HOPE = 1.0, 5.0
+#: How long a process that was just forked may take to reply to hello. Seconds.
+_START = 30.0
 #: How often it is looked whether a process is gone, where no pidfd tells. Seconds.
 _LOOK = 0.0002
 #: What the hub does by itself.
 _OWN = frozenset({"state", "set"})
 _SYN_RECV = 3  # <linux/tcp.h>, tcpi_state
+
+
+class Pending:
+    """A request that a process was given and has not replied to."""
+
+    __slots__ = ("blocked", "child", "until")
+
+    def __init__(self, request: dict[str, Any], child: str | None) -> None:
+        #: The name of the child, where it is a fork.
+        self.child = child
+        #: It was said to sleep.
+        self.blocked = False
+        timeout = request.get("timeout")
+        #: When conform gives it up; it is then taken to sleep, and soon where it has no such time.
+        self.until = time.monotonic() + (timeout if isinstance(timeout, int | float) else _PATIENCE)
 
 
 class Process:
@@ -43,8 +60,12 @@ class Process:
         self.control: socket.socket | None = control
         self.pidfd = pidfd
         self.rest = b""
-        #: Requests under way: their ids, and the name of the child where it is a fork.
-        self.pending: dict[int, str | None] = {}
+        #: What it was told and has not taken: it may be waiting for the hub to take what it says.
+        self.outbox = bytearray()
+        #: Whether its hello was replied to.
+        self.greeted = False
+        #: Requests under way.
+        self.pending: dict[int, Pending] = {}
         #: Those that are replied to by its end.
         self.ends: list[int] = []
 
@@ -64,6 +85,7 @@ class Process:
         if self.control is not None:
             self.control.close()
             self.control = None
+        self.outbox.clear()
 
     def forget(self) -> None:
         """It is gone."""
@@ -86,18 +108,25 @@ class Hub:
         self.poller.register(read, select.POLLIN)
         self.controls: dict[int, Process] = {}
         self.dying: list[Process] = []
+        #: Questions for a state, with their ids, which wait for the calls that came before them.
+        self.questions: list[tuple[int, dict[str, Any], list[Pending]]] = []
         self.rest = b""
 
     def run(self) -> NoReturn:
         """Until the other end is gone: then all connections are reset, and all processes end."""
         while True:
-            for fd, _ in self.poller.poll(1 if self.dying else None):
+            for fd, events in self.poller.poll(1 if self.dying or self.questions else None):
                 if fd == self.read:
                     self.hear()
                 elif fd in self.controls:
-                    self.relay(self.controls[fd])
+                    process = self.controls[fd]
+                    if events & ~select.POLLOUT:
+                        self.relay(process, socket.MSG_DONTWAIT)  # the number may be another's by now
+                    if events & select.POLLOUT and process.outbox:
+                        self.flush(process)
             for process in [each for each in self.dying if each.gone()]:
                 self.died(process)
+            self.answer()
 
     def say(self, message: dict[str, Any]) -> None:
         """One line."""
@@ -145,7 +174,7 @@ class Hub:
             self.do(id, request, line)
         except OSError as error:
             self.say({"id": id, **failure(error)})
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
+        except MALFORMED as error:
             self.say({"id": id, "fault": f"malformed request: {type(error).__name__}: {error}"})
 
     def hello(self, request: dict[str, Any], line: bytes) -> None:
@@ -153,12 +182,33 @@ class Hub:
         if main is not None and (main.pending or main.control is None or main.gone()):
             main = None  # it is gone, or has a call that sleeps, which can be ended with its process alone
         self.end_processes(main)
+        self.questions.clear()
         self.system.restore()
         if request["hello"] == PROTOCOL:
             self.ip = request["ip"]
-        main = main or self.start()
-        assert main.control is not None
-        main.control.sendall(line + b"\n")
+        if main is not None and self.greets(main, line, _HOPE):
+            return
+        self.end_processes()
+        if not self.greets(self.start(), line, _START):
+            self.say({"broke": "a process of the agent does not reply to hello"})
+            os._exit(1)
+
+    def greets(self, process: Process, line: bytes, seconds: float) -> bool:
+        """Whether *process*, with nothing under way, replies to hello; the reply is handed on.
+
+        It is waited for: it is the first line of the trial, and what the hub does by itself comes behind it.
+        """
+        assert process.control is not None
+        process.greeted = False
+        end = time.monotonic() + seconds
+        with contextlib.suppress(OSError):
+            process.control.sendall(line + b"\n")
+        while not process.greeted:
+            if not _poll(process.control.fileno(), max(0, int((end - time.monotonic()) * 1000))):
+                return False
+            if not self.relay(process, socket.MSG_DONTWAIT):
+                return False
+        return True
 
     def do(self, id: int, request: dict[str, Any], line: bytes) -> None:
         do = request["do"]
@@ -180,13 +230,25 @@ class Hub:
         elif do == "fork" and (not isinstance(child, str) or child in self.processes):
             fault = f"a fork needs a name that no process has: as: {child!r}"
         else:
-            process.pending[id] = child if do == "fork" else None
+            process.pending[id] = Pending(request, child if do == "fork" else None)
             if do == "exit":
                 process.ends.append(id)
-            with contextlib.suppress(OSError):  # its end is near, and is the reply
-                process.control.sendall(line + b"\n")
+            process.outbox += line + b"\n"
+            self.flush(process)
             return
         self.say({"id": id, "fault": fault})
+
+    def flush(self, process: Process) -> None:
+        """Tell *process* as much as it takes now. It does not read while nobody reads what it says."""
+        assert process.control is not None
+        try:
+            while process.outbox:
+                del process.outbox[: process.control.send(process.outbox, socket.MSG_DONTWAIT)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            process.outbox.clear()  # its end is near, and is the reply
+        self.poller.modify(process.control, select.POLLIN | (select.POLLOUT if process.outbox else 0))
 
     def own(self, id: int, do: str, request: dict[str, Any]) -> None:
         """What needs no process. Raises OSError, ValueError."""
@@ -194,8 +256,29 @@ class Hub:
             before = self.system.set(request["name"], request["value"])
             self.say({"id": id, "returned": 0, "value": before})
         else:
-            state = self.system.state(self.ip, request["port"], request.get("peer", 0))
-            self.say({"id": id, "returned": 0, "value": state})
+            earlier = [call for each in self.processes.values() for call in each.pending.values()]
+            self.questions.append((id, request, earlier))
+            self.answer()
+
+    def answer(self) -> None:
+        """Tell the states that were asked for, once the calls before them have returned or sleep."""
+        if not self.questions:
+            return
+        now = time.monotonic()
+        under_way = {id(call) for each in self.processes.values() for call in each.pending.values()}
+        waiting = []
+        for number, request, before in self.questions:
+            if any(id(call) in under_way and not call.blocked and call.until > now for call in before):
+                waiting.append((number, request, before))
+                continue
+            try:
+                state = self.system.state(self.ip, request["port"], request.get("peer", 0))
+                self.say({"id": number, "returned": 0, "value": state})
+            except OSError as error:
+                self.say({"id": number, **failure(error)})
+            except MALFORMED as error:
+                self.say({"id": number, "fault": f"malformed request: {type(error).__name__}: {error}"})
+        self.questions = waiting
 
     def kill(self, id: int, process: Process, name: str) -> None:
         number = getattr(signal, name, None)
@@ -233,12 +316,19 @@ class Hub:
         for line in lines:
             message = json.loads(line)
             id = message.get("id")
-            if id in process.pending and not message.get("blocked"):
-                child = process.pending.pop(id)
+            if message.get("blocked"):
+                if id in process.pending:
+                    process.pending[id].blocked = True
+            elif id in process.pending:
+                child = process.pending.pop(id).child
+                if id in process.ends:  # it refuses to end
+                    process.ends.remove(id)
                 if child is not None and message.get("returned", -1) >= 0 and descriptors:
                     control, *pidfd = descriptors
                     descriptors = []
                     self.adopt(Process(child, message["returned"], socket.socket(fileno=control), *pidfd))
+            elif not process.greeted:
+                process.greeted = "hello" in message or "fault" in message
             self.say_line(line)
         return True
 

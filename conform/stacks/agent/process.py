@@ -25,7 +25,17 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from conform.stacks.agent.calls import LINGER_ZERO, PROTOCOL, SLEEPERS, Calls, Reply, Request, RequestError, failure
+from conform.stacks.agent.calls import (
+    LINGER_ZERO,
+    MALFORMED,
+    PROTOCOL,
+    SLEEPERS,
+    Calls,
+    Reply,
+    Request,
+    RequestError,
+    failure,
+)
 
 #: What an agent that is a process can do.
 CAPABILITIES: tuple[str, ...] = (
@@ -205,7 +215,7 @@ class Agent:
                     raise RequestError("hello comes first")
                 else:
                     self.do(id, request)
-            except (ValueError, TypeError, AttributeError, KeyError) as error:
+            except MALFORMED as error:
                 raise RequestError(f"malformed request: {type(error).__name__}: {error}") from None
         except RequestError as fault:
             self.send({"id": id, "fault": str(fault)})
@@ -215,6 +225,8 @@ class Agent:
     def hello(self, request: Request) -> None:
         if request["hello"] != PROTOCOL:
             raise RequestError(f"this agent speaks version {PROTOCOL} of the protocol, not {request['hello']!r}")
+        if request["ip"] not in (4, 6):
+            raise RequestError(f"there is no IP version {request['ip']!r}")
         calls = Calls(request["ip"], request["stack"], request["tester"])
         self.calls.drop()  # of the trial before
         self.calls = calls

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 
-from conform.stacks.agent.calls import Descriptor, Reply, Request, RequestError, failure
+from conform.stacks.agent.calls import MALFORMED, Descriptor, Reply, Request, RequestError, failure
 from conform.stacks.agent.process import Job, Sleeper, asleep
 
 #: Seconds for ``sys.setswitchinterval``: no thread is made to let go of the interpreter's lock, it does so by itself,
@@ -20,7 +20,7 @@ SWITCH_INTERVAL = 1e3
 
 _SYN_SENT, _SYN_RECV = 2, 3  # <linux/tcp.h>, tcpi_state
 _POLLRDHUP = 0x2000
-_DONTWAIT = frozenset({"MSG_DONTWAIT", "MSG_OOB"})  # an urgent octet is there, or is not
+_RECEIVING = frozenset({"recv", "recvmsg"})  # with MSG_OOB they never sleep: an urgent octet is there, or is not
 
 
 class TryingSleeper(Sleeper):
@@ -45,7 +45,7 @@ class TryingSleeper(Sleeper):
             reply = self._try(job.request, on)
         except OSError as error:
             return failure(error)
-        except (RequestError, KeyError, TypeError, ValueError):
+        except (RequestError, *MALFORMED):
             return self.agent.calls.execute(job.request)  # which has the words for what is wrong with it
         if reply is not None and not _short(job.request, reply):
             return reply
@@ -80,7 +80,7 @@ class TryingSleeper(Sleeper):
                 return reply
         elif do == "close":
             return None if on.file.linger else calls.execute(request)
-        elif on.file.nonblocking or not flags.isdisjoint(_DONTWAIT):
+        elif on.file.nonblocking or "MSG_DONTWAIT" in flags or (do in _RECEIVING and "MSG_OOB" in flags):
             return calls.execute(request)
         elif do == "connect":
             return None
@@ -88,7 +88,7 @@ class TryingSleeper(Sleeper):
             listens = on.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
             self.certain = bool(listens) and not _ready(on, select.POLLIN)
             return None
-        elif do in ("recv", "recvmsg") and _too_little(request, on, flags):
+        elif do in _RECEIVING and _too_little(request, on, flags):
             pass
         else:
             reply = calls.execute(request | {"flags": [*flags, "MSG_DONTWAIT"]})
