@@ -234,7 +234,7 @@ class Stack:
         self.mtu = mtu
 
     def set(self, name: str, value: Any) -> None:
-        if name != "known":
+        if name != "known" and not name.startswith("socket."):
             raise RequestError(f"{name} cannot be set to {value!r}: unknown")
 
     def state(self, ip: int, port: int, peer: int) -> str:
@@ -382,6 +382,8 @@ def test_lines_that_are_no_requests() -> None:
             (b'{"id": 1, "do": "socket"}', "hello comes first"),
             (b'{"hello": 2}', "version 1"),
             (b'{"hello": 1}', "malformed"),
+            (b"[" * 100_000, "malformed"),
+            (b'{"hello": 1, "ip": 5, "stack": "192.0.2.1", "tester": "192.0.2.2"}', "no IP version 5"),
             (b'{"hello": 1, "ip": 4, "stack": "192.0.2.1", "tester": "192.0.2.2"}', "no interface"),
         ):
             await agent.hear(line)
@@ -389,6 +391,38 @@ def test_lines_that_are_no_requests() -> None:
         assert said == []
 
     asyncio.run(run())
+
+
+def test_values_of_the_wrong_shape_end_nothing() -> None:
+    async def conversation(made: Talk) -> None:
+        assert "a name is text" in (await made.ask("socket", **{"as": 5}))["fault"]
+        await made.ask("socket", **{"as": "c1"})
+        made.stack.sockets[0].arrived.set()
+        assert await made.ask("recv", events=5) == {"returned": 0, "data": ""}
+        waiting = await made.begin("recv", events=5, overlap=True)
+        assert made.said.pop() == {"id": waiting, "blocked": True}
+        for do in ("bind", "connect"):
+            for address in ("nonsense", "2001:db8::1"):
+                assert "no address" in (await made.ask(do, on="c1", address=address, port=80))["fault"]
+        assert "malformed" in (await made.ask("state", port=float("inf"), peer=0))["fault"]
+        for value in ("x", None, {"onoff": True}):
+            reply = await made.ask("set", name="socket.SO_RCVBUF", value=value)
+            assert "SO_RCVBUF takes a number" in reply["fault"]
+        reply = await made.ask("set", name="socket.TCP_CONGESTION", value="vegas")
+        assert "no such congestion control" in reply["fault"]
+        assert "unknown option" in (await made.ask("set", name="socket.SO_FUN", value=1))["fault"]
+        made.stack.options["SO_RCVBUF"] = "x"  # whatever a new socket refuses
+        assert "takes a number" in (await made.ask("socket", **{"as": "c2"}))["fault"]
+        made.stack.options.clear()
+        assert await made.ask("socket", **{"as": "c2"}) == {"returned": 0}
+
+    talk(conversation)
+
+
+@pytest.mark.parametrize("value", ["0", 0, "-1", "x", None])
+def test_a_limit_of_challenge_acks_is_a_number(value: Any) -> None:
+    with pytest.raises(RequestError, match="at least 1"):
+        pytcp.Stack.set(SimpleNamespace(), "challenge-limit", value)  # type: ignore[arg-type]
 
 
 def test_options_are_given_as_pytcp_takes_them() -> None:

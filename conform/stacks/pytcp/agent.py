@@ -19,6 +19,7 @@ import fcntl
 import gc
 import json
 import os
+import socket as posix
 import struct
 import sys
 import traceback
@@ -33,6 +34,7 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).resolve().parents[3]))
 
 from conform.stacks.agent.calls import (
+    MALFORMED,
     MSG_FLAGS,
     OPTIONS,
     PROTOCOL,
@@ -88,6 +90,11 @@ def is_echo_request(frame: Any) -> bool:
         at = 14 + (frame[14] & 15) * 4
         return bool(frame[23] == 1 and len(frame) > at and frame[at] == 8)
     return bool(kind == b"\x86\xdd" and len(frame) > 54 and frame[20] == 58 and frame[54] == 128)
+
+
+def number_of(value: Any) -> Any:
+    """The number that a text of digits is; all else as it is."""
+    return int(value) if isinstance(value, str) and value.removeprefix("-").isdecimal() else value
 
 
 class Fence:
@@ -231,9 +238,10 @@ class Stack:
 
         Raises RequestError for one that PyTCP does not know, or a value that it refuses.
         """
-        if isinstance(value, str) and value.lstrip("-").isdecimal():
-            value = int(value)
+        value = number_of(value)
         if name == "challenge-limit":
+            if not isinstance(value, int) or value < 1:
+                raise RequestError(f"{name} is a number of ACKs in a second, at least 1, not {value!r}")
             name, value = "tcp.challenge_ack.rate_limit_ms", 1000 // value
         kind, _, rest = name.partition(".")
         if kind == "advertise":
@@ -293,13 +301,14 @@ class Descriptor:
         self.sock = sock
         self.connecting: asyncio.Task[None] | None = None
 
-    def sleeps(self, do: str, events: list[str]) -> bool:
-        """Whether a call *do* whose coroutine is suspended waits for what has not come."""
+    def sleeps(self, request: Request) -> bool:
+        """Whether the call of *request*, whose coroutine is suspended, waits for what has not come."""
+        do = request["do"]
         session = self.sock.tcp_session
         if do == "accept":
             return bool(self.sock._event__tcp_session_established.locked())
         if do == "poll":
-            return not self.events(events)
+            return not self.events(request["events"])
         if session is None:
             return False
         if do == "connect":
@@ -394,7 +403,9 @@ class Calls:
         except Exception as error:
             return failure(error)
 
-    def _free(self, name: str) -> str:
+    def _free(self, name: Any) -> str:
+        if not isinstance(name, str):
+            raise RequestError(f"a name is text, not {name!r}")
         if self.table.get(name) is not None:
             raise RequestError(f"the name {name!r} belongs to a descriptor that is open")
         return name
@@ -402,15 +413,31 @@ class Calls:
     async def _socket(self, request: Request) -> Reply:
         name = self._free(request.get("as") or "listener")
         sock = self.stack.new_socket(self.ip)
-        self.table[name] = Descriptor(sock)
         for option, value in self.stack.options.items():
             self._set(sock, option, value)
+        self.table[name] = Descriptor(sock)
         return {"returned": 0}
 
+    def try_option(self, option: str, value: Any) -> None:
+        """Raise RequestError where a new socket does not take *value* for *option*."""
+        try:
+            self._set(self.stack.new_socket(self.ip), option, number_of(value))
+        except (OSError, *MALFORMED) as error:
+            raise RequestError(f"{option} cannot be set to {value!r}: {error}") from None
+
+    def _address(self, text: str) -> str:
+        """An address of the trial's family. Raises RequestError for a text that is none."""
+        address = self.names.get(text, text)
+        try:
+            posix.inet_pton(posix.AF_INET if self.ip == 4 else posix.AF_INET6, address)
+        except OSError:
+            raise RequestError(f"{text!r} is no address of the trial's IP version") from None
+        return address
+
     async def _bind(self, request: Request, on: Descriptor) -> Reply:
-        address = request.get("address") or "any"
+        address = self._address(request.get("address") or "any")
         port = request.get("port")
-        on.sock.bind((self.names.get(address, address), 0 if port in (None, "any") else port))
+        on.sock.bind((address, 0 if port in (None, "any") else port))
         return {"returned": 0}
 
     async def _listen(self, request: Request, on: Descriptor) -> Reply:
@@ -427,8 +454,8 @@ class Calls:
         return {"returned": 0, "address": _address(peer)}
 
     async def _connect(self, request: Request, on: Descriptor) -> Reply:
-        address = request.get("address") or "tester"
-        connect = on.sock.connect((self.names.get(address, address), request["port"]))
+        address = self._address(request.get("address") or "tester")
+        connect = on.sock.connect((address, request["port"]))
         if on.sock.getblocking():
             await connect
             return {"returned": 0}
@@ -605,7 +632,7 @@ class Agent:
                     raise RequestError("hello comes first")
                 else:
                     await self._do(id, request, self._stack, self._calls)
-            except (ValueError, TypeError, AttributeError, KeyError) as error:
+            except MALFORMED as error:
                 raise RequestError(f"malformed request: {type(error).__name__}: {error}") from None
         except RequestError as fault:
             self.send({"id": id, "fault": str(fault)})
@@ -615,6 +642,8 @@ class Agent:
     async def _hello(self, request: Request) -> None:
         if request["hello"] != PROTOCOL:
             raise RequestError(f"this agent speaks version {PROTOCOL} of the protocol, not {request['hello']!r}")
+        if request["ip"] not in (4, 6):
+            raise RequestError(f"there is no IP version {request['ip']!r}")
         ip, pair = int(request["ip"]), {"stack": str(request["stack"]), "tester": str(request["tester"])}
         options = self._options
         prefixes = {4: options.prefix4, 6: options.prefix6}
@@ -659,7 +688,10 @@ class Agent:
             value = stack.state(calls.ip, int(request["port"]), int(request["peer"]))
             self.send({"id": id, "returned": 0, "value": value})
         elif do == "set":
-            stack.set(str(request["name"]), request["value"])
+            name = str(request["name"])
+            if name.startswith("socket."):
+                calls.try_option(name.removeprefix("socket."), request["value"])
+            stack.set(name, request["value"])
             self.send({"id": id, "returned": 0})
         else:
             await self._call(id, request, calls)
@@ -672,11 +704,10 @@ class Agent:
         await asyncio.sleep(0)
         if job.done() or on is None:
             return
-        events = list(request.get("events") or ())
         # Right after its first step the call has returned or is asleep, but for one that PyTCP makes with a time-out,
         # for which asyncio takes a turn or two more.
         for _ in range(10):
-            if on.sleeps(request["do"], events):
+            if on.sleeps(request):
                 if request.get("overlap"):
                     self.send({"id": id, "blocked": True})
                 return
