@@ -15,6 +15,7 @@ ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 BROADCAST = b"\xff" * 6
 _REQUEST, _REPLY = 1, 2
 _SOLICITATION, _ADVERTISEMENT = 135, 136
+_ETHERNET_AND_IP = b"\x00\x01\x08\x00\x06\x04"  # what an ARP packet is of: hardware, protocol, and their lengths
 _HOP_LIMIT = 255  # RFC 4861 section 7.1: a packet that was forwarded is no neighbour's
 _UNSPECIFIED = "::"
 
@@ -79,11 +80,14 @@ class Neighbours:
 
         Learns the stack's link-layer address. What cannot be read is answered with nothing.
         """
-        if ethertype == ETH_P_ARP:
-            return self._arp(data, source)
-        # Next header ICMPv6, type neighbour solicitation or advertisement: nothing else is worth dissecting.
-        if ethertype == ETH_P_IPV6 and len(data) > 40 and data[6] == 58 and data[40] in (_SOLICITATION, _ADVERTISEMENT):
-            return self._discovery(data, source)
+        try:
+            if ethertype == ETH_P_ARP:
+                return self._arp(data, source)
+            # Next header ICMPv6, type neighbour solicitation or advertisement: nothing else is worth dissecting.
+            if ethertype == ETH_P_IPV6 and len(data) > 40 and data[6] == 58:
+                return self._discovery(data, source) if data[40] in (_SOLICITATION, _ADVERTISEMENT) else None
+        except Exception:  # scapy raises what comes to it; the stack's octets are anybody's
+            return []
         return None
 
     def _learn(self, address: str, hardware: bytes) -> None:
@@ -93,11 +97,9 @@ class Neighbours:
 
     def _arp(self, data: bytes, source: bytes) -> list[tuple[int, bytes, bytes]]:
         scapy = _scapy()
-        if len(data) < 28:
+        if len(data) < 28 or data[:6] != _ETHERNET_AND_IP:
             return []
         arp = scapy.ARP(data[:28])
-        if arp.hwlen != 6 or arp.plen != 4:
-            return []
         self._learn(arp.psrc, source)
         if arp.op != _REQUEST or ipaddress.ip_address(arp.pdst) in self._own:
             return []  # it asks whether anyone else has its address: nobody has

@@ -6,6 +6,7 @@ address in the kernel, which therefore never answers in the tester's stead.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import queue
@@ -19,6 +20,8 @@ from conform.link.neighbour import ETH_P_IP, ETH_P_IPV6, Neighbours
 
 ETH_P_ALL = 0x0003
 LARGEST = 65536
+#: How many packets are read in one turn of the loop.
+_READS = 1000
 _SOL_PACKET, _PACKET_STATISTICS, _PACKET_QDISC_BYPASS, _PACKET_IGNORE_OUTGOING = 263, 6, 20, 23
 _SO_TIMESTAMPNS = 35 if struct.calcsize("P") == 8 else 64  # SO_TIMESTAMPNS_OLD, _NEW where time_t grew
 
@@ -52,15 +55,15 @@ def monotonic_shift() -> float:
     return time.monotonic() - time.time()
 
 
-def since(loop: Loop, ancillary: list[tuple[int, int, bytes]], shift: float) -> float:
-    """The latest moment before a packet's arrival: its time stamp."""
+def since(floor: float, ancillary: list[tuple[int, int, bytes]], shift: float) -> float:
+    """The latest moment before a packet's arrival: its time stamp, but not before *floor*, when none was unread."""
     for _, kind, stamp in ancillary:
         if kind == _SO_TIMESTAMPNS:
             seconds, nanoseconds = struct.unpack("qq", stamp[:16])
             moment: float = seconds + nanoseconds * 1e-9 + shift
             # Should the machine's clock have been set between, the loop's own bounds still hold.
-            return min(max(loop.polled, moment), time.monotonic())
-    return loop.polled
+            return min(max(floor, moment), time.monotonic())
+    return floor
 
 
 class PacketPort:
@@ -76,6 +79,9 @@ class PacketPort:
         self._neighbours = neighbours
         self._deliver = deliver
         self._lost = 0
+        self._closed = False
+        self._emptied = True
+        self._floor = loop.polled  # nothing that is unread came before
         self._socket = open_socket(0)  # bound before it is opened for any protocol: it must not see other devices
         try:
             self._socket.bind((name, ETH_P_ALL))
@@ -116,16 +122,22 @@ class PacketPort:
 
     def lost(self) -> int:
         """How many packets out of the stack there was no room for, so far: the tester's own fault."""
-        if self._socket.fileno() >= 0:
+        if not self._closed:
             self._lost += lost(self._socket)
         return self._lost
 
     def _read(self) -> None:
         shift = monotonic_shift()
-        while self._socket.fileno() >= 0:  # the receiver may close us
+        if self._emptied:
+            self._floor = self._loop.polled
+        self._emptied = False
+        for _ in range(_READS):  # others have their turn, too, whatever the stack sends
+            if self._closed:  # by the receiver
+                return
             try:
                 data, ancillary, _, source = self._socket.recvmsg(LARGEST, 64)
             except BlockingIOError:
+                self._emptied = True
                 return
             except OSError as error:
                 if error.errno == errno.ENETDOWN:  # told once
@@ -135,14 +147,16 @@ class PacketPort:
                 answers = self._neighbours.hear(source[1], data, source[4])
                 if answers is not None:
                     for ethertype, answer, to in answers:
-                        self._put(ethertype, answer, to)
+                        with contextlib.suppress(OSError):  # as good as lost: whoever asks asks again
+                            self._put(ethertype, answer, to)
                     continue
             if source[1] in (ETH_P_IP, ETH_P_IPV6):
-                self._deliver(data, since(self._loop, ancillary, shift))
+                self._deliver(data, since(self._floor, ancillary, shift))
 
     def close(self) -> None:
         """Deliver nothing any more."""
-        if self._socket.fileno() >= 0:
+        if not self._closed:
+            self._closed = True
             self._loop.remove_reader(self._socket.fileno())
             _closer.close(self._socket)
 

@@ -150,7 +150,7 @@ class VethMedium:
                 raise
             port = self._ports.get(source[0])
             if port is not None:
-                port.deliver(data, packet.since(self._loop, ancillary, shift))
+                port.deliver(data, packet.since(self._loop.polled, ancillary, shift))
 
     def close(self) -> None:
         """Close the socket (some 10 ms). The interfaces go with the namespaces."""

@@ -73,11 +73,13 @@ def factory(stack: Described, jobs: int) -> worker.MakeAdapter:
     if description.link == "kernel":
         from conform.run.rig.kernel import KernelAdapter
 
-        return lambda loop, ward, settings: KernelAdapter(loop, ward, settings, description)
+        return lambda loop, ward, settings, _: KernelAdapter(loop, ward, settings, description)
     from conform.run.rig.started import StartedAdapter
 
     limit = max(1, -(-description.parallel // jobs))
-    return lambda loop, ward, settings: StartedAdapter(loop, ward, description, limit, settings.scratch)
+    return lambda loop, ward, settings, complain: StartedAdapter(
+        loop, ward, description, limit, settings.scratch, complain
+    )
 
 
 def workers(stack: Described, jobs: int) -> int:

@@ -36,6 +36,7 @@ _TIMES, _SECONDS = 2.0, 1.0
 #: What a summary holds that is another in each run: how long was waited, absolute numbers, ports, timestamps.
 VOLATILE = re.compile(
     r"\b\d+(?:\.\d+)? (?:ns|µs|us|ms|s|min)\b|(?<=seq=)[1-9]\d*|(?<=ack=)[1-9]\d*|(?<=port )\d+|\b0x[0-9a-f]{6,}\b"
+    r"|(?<=checksum is )0x[0-9a-f]+"
     r"|(?<=TS(?:ecr|val) )\d+(?:, want \d+)?(?:, (?:short|too far) by \d+)?|[-+]?\d{7,}"
 )
 

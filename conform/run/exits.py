@@ -17,6 +17,14 @@ def signal_of(stopped: str | None) -> int:
     return 0 if found is None else int(found)
 
 
+def signal_name(number: int) -> str:
+    """SIGTERM, or ``signal 40`` of one that has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def exit_code(
     counts: Mapping[str, int], unexpected: int, unfinished: int, stopped: str | None = None, broken: bool = False
 ) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from conform.engine.verdict import Verdict
 from conform.link import netns
 from conform.run import events, kernel, wire, worker
-from conform.run.exits import FIRST, exit_code
+from conform.run.exits import FIRST, exit_code, signal_name
 from conform.run.expectations import Expectations
 from conform.run.lines import Attempt, line
 from conform.run.plan import Plan
@@ -393,5 +393,5 @@ def _how(status: int | None) -> str:
     if status is None:
         return "it does not answer"
     if os.WIFSIGNALED(status):
-        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
+        return f"killed by {signal_name(os.WTERMSIG(status))}"
     return f"exit status {os.waitstatus_to_exitcode(status)}"

@@ -67,7 +67,7 @@ class Settings:
 
 
 #: Makes a worker's adapter.
-MakeAdapter = Callable[[Loop, Ward, Settings], Adapter]
+MakeAdapter = Callable[[Loop, Ward, Settings, Callable[[str], None]], Adapter]
 
 
 @dataclass(slots=True)
@@ -123,9 +123,14 @@ class Host:
         self._session = Session(self.trial)
         self._rig.uses(connection.tester_port for connection in self._session.connections.values())
         self._lost = self._rig.lost()
-        self._zero = time.monotonic()
+        self._zero = self.begun = time.monotonic()
         self._session.start(0.0)
         self._pump()
+
+    @property
+    def started(self) -> bool:
+        """Whether the stack was there, and the trial has begun."""
+        return self._session is not None
 
     @property
     def finished(self) -> bool:
@@ -378,7 +383,7 @@ class Worker:
         self.settings = settings
         self.expectations = expectations
         self.loop = Loop()
-        self.adapter = adapter(self.loop, ward, settings)
+        self.adapter = adapter(self.loop, ward, settings, self.complain)
         self.busy = 0
         self._live: dict[int, Host] = {}
         self._ended: list[Host] = []
@@ -493,7 +498,8 @@ class Worker:
         """What is not urgent: time limits, zombies, progress, the warden's list."""
         self._swept = self.loop.now
         for host in list(self._live.values()):
-            if self.loop.now - host.begun > self.settings.timeout and not host.finished:
+            # How long a stack may take to start is its description's to say.
+            if host.started and self.loop.now - host.begun > self.settings.timeout and not host.finished:
                 host.broke(f"the trial took longer than {self.settings.timeout:g} s (--timeout)")
         self.ward.flush()
         self._reap()
@@ -568,7 +574,8 @@ def main(
 ) -> None:
     """A worker's life, in a process of its own. What goes wrong outside any trial is told to main."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches the whole group; main decides what it means
+        # Ctrl-C reaches the whole group; main decides what it means. Not ignored: what is executed would inherit that.
+        signal.signal(number, lambda *_: None)
     signal.set_wakeup_fd(-1)
     netns.die_with_parent()
     kernel.name_process("conform-worker")

@@ -21,6 +21,8 @@ from conform.stacks.seams import Loop, OnBlocked, OnBroke, OnReply, Timer
 _GRACE = 1.0
 #: A line longer than this is no reply.
 _LONGEST = 4 << 20
+#: How often the agent is read from in one turn of the loop, 64 KiB at most each time.
+_READS = 64
 
 
 @dataclass(slots=True)
@@ -94,7 +96,7 @@ class Channel:
 
     def drain(self) -> None:
         """Take what the agent said and was not read yet, as before its process is found dead."""
-        self._ready()
+        self._ready(_READS * _READS)
 
     # Lines -----------------------------------------------------------------------------------------------------------
     def _write(self, message: dict[str, Any]) -> None:
@@ -104,20 +106,26 @@ class Channel:
         self._flush()
 
     def _flush(self) -> None:
-        self._retry = None
-        while self._outbox:
+        while self._outbox and not self.closed:
             try:
                 self._outbox = self._outbox[os.write(self._write_fd, self._outbox) :]
             except BlockingIOError:
                 # A pipe that is full is rare (the agent does not read): looked at again, not watched.
-                self._retry = self._loop.call_at(time.monotonic() + 0.005, self._flush)
+                if self._retry is None:
+                    self._retry = self._loop.call_at(time.monotonic() + 0.005, self._again)
                 return
             except OSError:
                 self._outbox = b""  # its end is near, and is told by what it was read from
                 return
 
-    def _ready(self) -> None:
-        while not self.closed:
+    def _again(self) -> None:
+        self._retry = None
+        self._flush()
+
+    def _ready(self, most: int = _READS) -> None:
+        for _ in range(most):  # others have their turn, too, whatever it says
+            if self.closed:
+                return
             try:
                 data = os.read(self._read_fd, 1 << 16)
             except BlockingIOError:
@@ -141,7 +149,7 @@ class Channel:
             message = json.loads(line)
             if not isinstance(message, dict):
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             self._broke(f"the agent said what is no JSON object: {line[:200].decode('utf-8', 'replace')!r}")
             return
         if "broke" in message:
@@ -154,7 +162,7 @@ class Channel:
                 heard(message)
             return
         number = message.pop("id", None)
-        if number is None:
+        if type(number) is not int:
             self._broke(f"the agent: {message.get('fault', line[:200].decode('utf-8', 'replace'))}")
             return
         if message.get("blocked"):

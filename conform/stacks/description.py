@@ -119,6 +119,10 @@ class Mechanism(_Model):
             raise ValueError("a setting is made by exactly one of sysctl, route, link and agent")
         if not self.values and self.takes is None:
             raise ValueError("a setting has values, or takes something")
+        if self.route is not None or self.link is not None:
+            for word, written in self.values.items():
+                if written is not None and not str(written).isdecimal():
+                    raise ValueError(f"{self.route or self.link} is a number, and values has {word}: {written}")
         return self
 
 
@@ -287,6 +291,11 @@ class StackDescription(_Model):
             if self.agent != "kernel":
                 raise ValueError("link: kernel is this machine's own stack, and has its agent: agent: kernel")
             return
+        if isinstance(self.link, ExistingInterface):
+            # All trials would hear each other's packets there.
+            if "parallel" in self.model_fields_set and self.parallel != 1:
+                raise ValueError("on an interface of this machine one trial runs at a time: parallel: 1")
+            object.__setattr__(self, "parallel", 1)
         if self.agent == "stack" and self.start is None:
             raise ValueError("agent: stack is the started program, and nothing is started: start: {command: ...}")
         if self.start is None and not isinstance(self.link, ExistingInterface):

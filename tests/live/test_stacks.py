@@ -112,6 +112,8 @@ def test_a_stack_that_lives(tmp_path: Path) -> None:
         (["sh", "-c", "echo no route to host >&2; exit 7"], "exit status 7"),
         (["sh", "-c", "echo no route to host >&2; kill -SEGV $$"], "killed by SIGSEGV"),
         (["sh", "-c", "ip link set stack0 down; sleep inf"], "was not ready in 2 s: "),
+        (["sh", "-c", "kill -40 $$"], "killed by signal 40"),
+        (["a\0b"], "embedded null byte"),
     ],
 )
 def test_a_stack_that_does_not_start(tmp_path: Path, command: list[str], words: str) -> None:
@@ -120,6 +122,61 @@ def test_a_stack_that_does_not_start(tmp_path: Path, command: list[str], words: 
     assert words in done.stderr
     assert ("no route to host" in done.stderr) == ("route" in command[-1])
     assert not found
+
+
+def test_a_stack_that_prints_much_when_it_is_ready(tmp_path: Path) -> None:
+    command = ["sh", "-c", "for i in $(seq 40); do echo line $i; done; sleep inf"]
+    done, found = run(tmp_path, described(tmp_path, command, ready=[{"line": "^line 3$"}]))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert found
+
+
+WRAPPED = """
+import os, subprocess, sys
+agent = subprocess.Popen([sys.executable, "-I", "-S", sys.argv[1]], stdin=subprocess.PIPE)
+hellos = 0
+for line in sys.stdin.buffer:
+    hellos += b'"hello"' in line
+    if hellos == 2:
+        os.abort()
+    agent.stdin.write(line)
+    agent.stdin.flush()
+"""
+
+
+def test_a_stack_that_dies_between_two_trials_is_told_of(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRAPPED, str(ROOT / "conform/stacks/agent/stdio.py")]
+    stack = described(tmp_path, command, agent="stack", reset="agent", parallel=1)
+    done, found = run(tmp_path, stack, "--ip", "4")
+    assert [line["result"] for line in found] == ["pass"] * len(found)
+    assert len(found) > 1
+    words = f"after {found[0]['id']} had its verdict the stack died: killed by SIGABRT"
+    assert words in done.stdout + done.stderr
+
+
+def test_a_stack_that_is_made_for_one_trials_mtu_serves_no_other(tmp_path: Path) -> None:
+    needs("lwip")
+    cases = tmp_path / "cases"
+    cases.mkdir()
+    text = """\
+title: The MSS that is announced follows from the MTU
+covers: 9293-SHLD-5
+ip: 4
+{settings}
+steps:
+  - call: {{do: socket, as: listener}}
+  - call: {{do: bind, on: listener}}
+  - call: {{do: listen, on: listener}}
+  - send: {{flags: S}}
+  - expect: {{flags: SA, options: {{mss: {mss}}}}}
+"""
+    (cases / "small.yaml").write_text(text.format(settings="settings: {mtu: 600}", mss=560))
+    for name in ("one", "two", "three"):
+        (cases / f"{name}.yaml").write_text(text.format(settings="", mss=1460))
+    done = conform("run", str(cases), "--stack", "lwip", "-j", "1", "--repeat", "8", "--out", str(tmp_path / "out"))
+    found = lines(tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(found) == 32
 
 
 def test_a_stack_that_dies_fails_the_trial_that_killed_it(tmp_path: Path) -> None:

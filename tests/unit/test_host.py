@@ -113,7 +113,7 @@ def played(tmp_path: Path, steps: list[Any], **options: Any) -> tuple[dict[str, 
         Plan([trial(steps, stack=profile(settle=settle))]),
         Settings(link="tun", directory=tmp_path, pcap="none"),
         Expectations(()),
-        lambda loop, ward, settings: Adapter(loop, **options),
+        lambda loop, ward, settings, _: Adapter(loop, **options),
     )
     main.send(wire.RUN, 0)
     kinds: list[bytes] = []

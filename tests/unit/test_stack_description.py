@@ -225,6 +225,8 @@ def test_the_schema_refuses_what_load_refuses():
         ({"link": "tap", "start": {"command": ["x"], "comand": 1}}, "did you mean 'command'"),
         ({"link": "tap", "start": {"command": ["x"]}, "agent": "none"}, "capabilities cannot have calls"),
         ({"link": {"interface": "eth1"}, "agent": "stack"}, "nothing is started"),
+        ({"link": {"interface": "eth1"}, "parallel": 64}, "one trial runs at a time: parallel: 1"),
+        ({"settings": {"delayed-ack": {"route": "quickack", "values": {"off": "no"}}}, "defaults": {}}, "has off: no"),
         ({"link": "tap", "start": {"command": ["x"]}, "agent": "stack"}, "other stacks' settings are the agent's"),
         ({"ready": [{"line": "("}]}, "no regular expression"),
         ({"services": {"ecko": 7}}, "did you mean 'echo'"),
@@ -233,6 +235,14 @@ def test_the_schema_refuses_what_load_refuses():
 def test_a_start_that_makes_no_sense_is_refused(tmp_path, changes, words):
     with pytest.raises(DescriptionError, match=re.escape(words)):
         load(changed(tmp_path, **changes))
+
+
+def test_on_an_interface_trials_would_hear_each_other(tmp_path):
+    own = {"link": {"interface": "eth1"}, "agent": "none", "reset": "none", "settings": {}, "defaults": {}}
+    text = yaml.safe_load(LINUX.read_text())["capabilities"]
+    own["capabilities"] = [word for word in text if word in ("ipv4", "ipv6")]
+    assert load(changed(tmp_path, **own)).parallel == 1
+    assert load(changed(tmp_path, **own, parallel=1)).parallel == 1
 
 
 def test_a_fault_is_told_with_its_place(tmp_path):

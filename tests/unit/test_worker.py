@@ -45,7 +45,7 @@ class _Pair:
             Plan([TRIAL]),
             Settings(link="tun", directory=tmp_path, **settings),
             Expectations(entries),
-            lambda loop, ward, settings: adapter,  # type: ignore[arg-type,return-value]
+            lambda loop, ward, settings, _: adapter,  # type: ignore[arg-type,return-value]
         )
 
     def run(self, *verdicts: Verdict) -> list[dict[str, Any]]:

@@ -9,11 +9,15 @@ import subprocess
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from conform.run.exits import signal_name
+
 if TYPE_CHECKING:
     from conform.run.loop import Loop
 
 #: How much of what a program printed is kept, in octets, and how many lines of it are shown.
 _KEPT, _SHOWN, _WIDTH = 64 << 10, 12, 240
+#: How often a stream is read from in one turn of the loop, 64 KiB at most each time.
+_READS = 16
 
 
 class Output:
@@ -46,13 +50,13 @@ class Program:
         *,
         talks: bool,
         pass_fds: tuple[int, ...] = (),
-        printed: Callable[[], None],
+        printed: Callable[[int, bytes], None],
         ended: Callable[[str], None],
     ) -> None:
         """Start it in the calling thread's network namespace. Raises OSError: it is not there, or cannot be run.
 
         With *talks* its standard input and output are pipes, in :attr:`stdin` and :attr:`stdout`. *printed* is called
-        when it printed something, *ended* once, with how it ended.
+        with a number of the stream and what was printed there, *ended* once, with how it ended.
         """
         self._loop = loop
         self._output = output
@@ -90,7 +94,7 @@ class Program:
         return self._process.pid
 
     def _read(self, fd: int) -> None:
-        while True:
+        for _ in range(_READS):  # others have their turn, too, whatever it prints
             try:
                 data = os.read(fd, 1 << 16)
             except BlockingIOError:
@@ -103,7 +107,7 @@ class Program:
                 os.close(fd)
                 return
             self._output.add(data)
-            self._printed()
+            self._printed(fd, data)
 
     def _over(self) -> None:
         if self._pidfd < 0:
@@ -112,7 +116,7 @@ class Program:
         for fd in list(self._streams):
             self._read(fd)
         self._close()
-        how = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        how = f"killed by {signal_name(-status)}" if status < 0 else f"exit status {status}"
         self._ended(how)
 
     def kill(self) -> None:

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 #: How long a stand that served a trial may take to be ready for the next, in seconds; after that it is given up.
 AGAIN = 3.0
+_TCP = 6
+#: How long it may take until a stack whose channel closed is found dead, and one whose agent ended, in seconds.
+_LAST_BREATH, _HELPERS = 0.9, 0.3
+_LONGEST_LINE = 4096
 #: How often what is awaited at the start is asked for again, in seconds.
 _ASK = 0.02
 #: For how long a packet to a port of an earlier trial is that trial's, in seconds.
@@ -55,6 +59,7 @@ class Stand:
         self._agent: linux.ProcessAgent | None = None  # conform's own, in the stack's namespace
         self._directory: str | None = None
         self._output = Output()
+        self._unfinished: dict[int, str] = {}  # the line that is not ended yet, of each stream
         self._waiting: set[str] = set()
         self._timer: Timer | None = None
         self._within = self._deadline = 0.0
@@ -64,6 +69,7 @@ class Stand:
         self._ports: set[int] = set()
         self.capabilities: frozenset[str] | None = None  # what the agent's hello said
         self.served = 0
+        self._last = ""  # the trial that it served last
         self.gone = False
 
     # Its start -------------------------------------------------------------------------------------------------------
@@ -76,7 +82,7 @@ class Stand:
             if description.start is not None:
                 self._run()
             self._open_agent()
-        except OSError as error:
+        except (OSError, ValueError) as error:  # a word with a NUL in it, say
             self.end()
             raise StackLostError(f"the stack could not be started: {error}") from error
         self._begin(description.start.within if description.start is not None else AGAIN)
@@ -121,7 +127,7 @@ class Stand:
 
     def _values(self) -> dict[str, str]:
         values = {
-            "interface": device.INTERFACE,
+            "interface": self._interface(),
             "mtu": str(self._resolved.mtu or 1500),
             "namespace": f"/proc/self/fd/{self._link_space.fd}" if self._link_space is not None else "",
             "directory": self._directory or "",
@@ -200,10 +206,14 @@ class Stand:
             return
         if self._port is None and self._description.link == "made":
             assert self._link_space is not None
-            with self._link_space.enter():
-                there = device.adopt(device.INTERFACE)
-            if there:
-                self._listen(device.INTERFACE)
+            try:
+                with self._link_space.enter():
+                    there = device.adopt(device.INTERFACE)
+                if there:
+                    self._listen(device.INTERFACE)
+            except OSError as error:  # it is gone again
+                self._lost(f"the stack's device: {error}")
+                return
         if self._port is not None:
             if self._port.resolved:
                 self._waiting.discard("link")
@@ -259,7 +269,8 @@ class Stand:
 
     def _greeted(self, hello: dict[str, Any]) -> None:
         found = hello.get("capabilities")
-        self.capabilities = frozenset(found) if isinstance(found, list) else frozenset()
+        words = found if isinstance(found, list) else []
+        self.capabilities = frozenset(word for word in words if isinstance(word, str))
         assert self._channel is not None
         settings = {} if self._rig is None else self._rig.resolved.agent
         for name, value in settings.items():
@@ -290,10 +301,15 @@ class Stand:
             self.served += 1
             rig.up()
 
-    def _printed(self) -> None:
-        for each in self._description.ready:
-            if isinstance(each, ReadyLine) and re.search(each.line, str(self._output), re.MULTILINE):
-                self._came(f"line {each.line}")
+    def _printed(self, stream: int, data: bytes) -> None:
+        wanted = [each.line for each in self._description.ready if isinstance(each, ReadyLine)]
+        if not any(f"line {each}" in self._waiting for each in wanted):
+            return
+        text = (self._unfinished.get(stream, "") + data.decode("utf-8", "replace")).replace("\r\n", "\n")
+        self._unfinished[stream] = text.rpartition("\n")[2][-_LONGEST_LINE:]
+        for each in wanted:
+            if re.search(each, text, re.MULTILINE):
+                self._came(f"line {each}")
 
     # One trial -------------------------------------------------------------------------------------------------------
     def again(self, rig: StartedRig) -> None:
@@ -308,6 +324,7 @@ class Stand:
         self._stale |= dict.fromkeys(self._ports, now + _STALE)
         self._ports = set()
         rig, self._rig = self._rig, None
+        self._last = rig.trial.id if rig is not None else self._last
         if rig is not None and self._channel is not None and not self.gone:
             trial = rig.trial
             stack, tester = trial.stack.addresses[trial.ip]
@@ -346,6 +363,11 @@ class Stand:
         rig.ears.arrived(data, since)
 
     @property
+    def sized(self) -> bool:
+        """Whether its device was made for one trial's MTU."""
+        return self._resolved.mtu is not None
+
+    @property
     def channel(self) -> Channel | None:
         """Where requests go."""
         return self._channel
@@ -368,15 +390,18 @@ class Stand:
         self._lost(f"the stack died: {how}", died=True)
 
     def _helper_ended(self, how: str) -> None:
-        self._lost(f"the agent died: {how}")
+        self._unless_it_died(f"the agent died: {how}", _HELPERS)
+
+    def _unless_it_died(self, reason: str, seconds: float) -> None:
+        """The agent is lost for *reason*, unless the stack is found dead in so many *seconds*: then that was why."""
+        if self._stack is None:
+            self._lost(reason)
+        else:
+            self._loop.call_at(time.monotonic() + seconds, lambda: self._lost(reason))
 
     def _channel_broke(self, reason: str) -> None:
-        # A stack that dies closes its channel first: how it died is known in a moment.
-        died = self._description.agent == "stack"
-        if died:
-            self._loop.call_at(time.monotonic() + 0.5, lambda: self._lost(reason, died=False))
-        else:
-            self._lost(reason)
+        # A stack that dies closes its channel first, and its agent's is closed by it: how it died is known in a moment.
+        self._unless_it_died(reason, _LAST_BREATH if self._description.agent == "stack" else _HELPERS)
 
     def _lost(self, reason: str, died: bool = False) -> None:
         if self.gone:
@@ -386,6 +411,8 @@ class Stand:
             reason += "\nIt printed last:\n" + "\n".join(f"  {line}" for line in said.splitlines())
         rig = self._rig
         self.end()
+        if died and self._last and (rig is None or not rig.is_up):
+            self._adapter.bury(self._last, reason)
         if rig is not None:
             rig.down(reason, died)
 
@@ -422,8 +449,9 @@ class Stand:
 
 
 def _ports(data: bytes) -> tuple[int, int]:
-    """The TCP ports of an IP packet, source and destination; (0, 0) where it is none."""
-    start = (data[0] & 15) * 4 if data[:1] and data[0] >> 4 == 4 else 40
-    if len(data) < start + 4:
+    """The TCP ports of an IP packet, source and destination; (0, 0) where it is none, or has more than one header."""
+    version = data[0] >> 4 if data[:1] else 0
+    start = (data[0] & 15) * 4 if version == 4 else 40
+    if len(data) < start + 4 or data[9 if version == 4 else 6] != _TCP:
         return 0, 0
     return int.from_bytes(data[start : start + 2], "big"), int.from_bytes(data[start + 2 : start + 4], "big")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 #: After so many trials in a row for which the stack did not come up it is not started any more.
 _GIVE_UP = 3
+#: Of stacks that died between two trials so many are told of, by a worker.
+_TOLD = 3
 #: Ports of the stack that trials get in turn, where one stack serves many.
 _PORTS = range(1100, 30000)
 
@@ -157,8 +159,19 @@ class StartedAdapter:
     #: How often a stand is started anew for one trial before the trial is an error.
     tries = 3
 
-    def __init__(self, loop: Loop, ward: Ward, description: StackDescription, limit: int, scratch: str) -> None:
-        """At most *limit* stands at once. Temporary directories of stands are made under *scratch*."""
+    def __init__(
+        self,
+        loop: Loop,
+        ward: Ward,
+        description: StackDescription,
+        limit: int,
+        scratch: str,
+        complain: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """At most *limit* stands at once. Temporary directories of stands are made under *scratch*.
+
+        *complain* is told of a stack that died while no trial was on it.
+        """
         self.loop = loop
         self.ward = ward
         self.description = description
@@ -171,6 +184,8 @@ class StartedAdapter:
         self._numbers = 0
         self._fences: dict[int, codec.Fence] = {}
         self._nursery: linux.Nursery | None = None
+        self._complain = complain
+        self._buried = 0
 
     def room(self) -> bool:
         """Whether there is an idle stand, or another may be started."""
@@ -194,14 +209,16 @@ class StartedAdapter:
         return self._idle.popleft() if self._idle else None
 
     def new(self, resolved: Resolved) -> Stand:
-        """A stand to be started."""
+        """A stand to be started; where there are as many as may be, an idle one makes room."""
+        if len(self._stands) >= self._limit and self._idle:
+            self._idle.popleft().end()
         stand = Stand(self, resolved)
         self._stands.append(stand)
         return stand
 
     def done(self, stand: Stand) -> None:
         """Its trial is over."""
-        if self.description.reset == "process" or stand.gone:
+        if self.description.reset == "process" or stand.gone or stand.sized:
             stand.end()
         else:
             stand.release()
@@ -213,6 +230,13 @@ class StartedAdapter:
             self._stands.remove(stand)
         with contextlib.suppress(ValueError):
             self._idle.remove(stand)
+
+    def bury(self, trial: str, reason: str) -> None:
+        """A stack died when *trial*, the last that it served, was over: no verdict tells it, and to be known."""
+        self._buried += 1
+        if self._buried <= _TOLD:
+            more = "; what dies so later is not told of" if self._buried == _TOLD else ""
+            self._complain(f"after {trial} had its verdict {reason}{more}")
 
     def directory(self) -> str:
         """Where stands may have temporary directories."""

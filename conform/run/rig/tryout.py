@@ -148,6 +148,8 @@ def _services(loop: Loop, rig: Any, ears: _Ears, trial: Trial, description: Stac
         answer = None
         while answer is None and time.monotonic() < end:
             loop.turn(0.05)
+            if ears.wrong:
+                return f"to a SYN to port {port} ({name}): {ears.wrong}"
             found = [codec.parse(data) for data in ears.packets]
             answer = next((each for each in found if each is not None and each.sport == port), None)
         if answer is None or not answer.flags & SYN:
@@ -171,6 +173,8 @@ def _fences(loop: Loop, rig: Any, ears: _Ears, trial: Trial) -> str:
         behind = None
         while behind is None:
             loop.turn(0.05)
+            if ears.wrong:
+                return f"to a SYN to port {_CLOSED_PORT} and an echo request: {ears.wrong}"
             behind = next((n for n, data in enumerate(ears.packets) if fence.match(data) == number), None)
             if time.monotonic() > end:
                 return "an echo request was not answered within 2 s; settle by time (settle: seconds)"
