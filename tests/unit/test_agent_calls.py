@@ -1,6 +1,9 @@
 """The agent's calls on loopback sockets: requests in, replies out. No privileges."""
 
 import errno
+import json
+import os
+import select
 import signal
 import socket
 import struct
@@ -14,6 +17,7 @@ import pytest
 from conform.case import model
 from conform.case.vocabulary import ERRNOS, MSG_FLAGS, SOCKET_OPTIONS
 from conform.stacks.agent import calls as agent_calls
+from conform.stacks.agent import process
 from conform.stacks.agent.calls import Calls, errno_name, tcp_info
 
 ROOT = Path(__file__).parents[2]
@@ -247,6 +251,38 @@ def test_drop_resets(pair):
     other.setblocking(True)
     with other, pytest.raises(ConnectionResetError):
         other.recv(1)
+
+
+def test_an_agent_whose_channel_is_closed_with_replies_unread_resets_its_connections():
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            ours.close()
+            process.Agent(theirs).run()
+        finally:
+            os._exit(1)
+    theirs.close()
+    lines = ours.makefile("rb")
+
+    def ask(**request):
+        ours.sendall(json.dumps(request).encode() + b"\n")
+        return json.loads(lines.readline())
+
+    ask(hello=1, ip=4, stack="127.0.0.1", tester="127.0.0.1")
+    assert ask(id=1, do="socket")["returned"] == 0
+    assert ask(id=2, do="bind", address="127.0.0.1", port=0)["returned"] == 0
+    assert ask(id=3, do="listen")["returned"] == 0
+    port = ask(id=4, do="getsockname", on="listener")["address"]["port"]
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as peer:
+        assert ask(id=5, do="accept")["returned"] == 0
+        ours.sendall(b'{"id": 6, "do": "getsockname"}\n')
+        assert select.select([ours], [], [], 10)[0]
+        lines.close()
+        ours.close()
+        with pytest.raises(ConnectionResetError):
+            peer.recv(1)
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_a_trials_calls_leave_nothing_to_the_collector():

@@ -176,7 +176,10 @@ class Agent:
                 line = self.lines.popleft()
                 if line:
                     self.hear(line)
-            data = self.control.recv(1 << 20)
+            try:
+                data = self.control.recv(1 << 20)
+            except ConnectionError:  # the other end went with something unread: an end like any other
+                data = b""
             if not data:
                 self.end()
             *lines, self.rest = (self.rest + data).split(b"\n")
