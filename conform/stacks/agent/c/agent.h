@@ -76,6 +76,7 @@ void *allot(void *old, size_t size);
 struct file {
 	int references;
 	bool nonblocking;
+	bool connected; /* it was accepted, or its SYN went out */
 	int linger;
 	double receive_timeout, send_timeout;
 };
@@ -178,7 +179,7 @@ extern const bool platform_renewed;
 int platform_socket(int family);
 int platform_accept(int fd, struct sockaddr *address, socklen_t *size);
 int platform_dup(int fd);
-void platform_abandon(int fd); /* close, by reset */
+void platform_abandon(int fd, const struct file *file); /* close, by reset */
 short platform_ready(int fd, short events);
 /* The loop is about to sleep: have it woken when a sleeping call's descriptor is ready. */
 void platform_watch(const struct call *call);

@@ -205,7 +205,7 @@ static const char *free_name(struct call *call, const char *otherwise)
 	return call->faulty ? NULL : name;
 }
 
-static void give(const char *name, int fd, struct file *file)
+static struct file *give(const char *name, int fd, struct file *file)
 {
 	struct name *found = find(name);
 	if (!found) {
@@ -221,6 +221,7 @@ static void give(const char *name, int fd, struct file *file)
 	file->references++;
 	found->file = file;
 	found->fd = fd;
+	return file;
 }
 
 static bool lookup(const struct value *table, const char *name, int *bits)
@@ -383,7 +384,7 @@ static enum outcome do_accept(struct call *call)
 		return SLEEPS;
 	if (fd < 0)
 		return result(call, -1);
-	give(name, fd, NULL);
+	give(name, fd, NULL)->connected = true;
 	result(call, 0);
 	put_address(call, &from);
 	return ENDED;
@@ -406,6 +407,7 @@ static enum outcome do_connect(struct call *call)
 	if (platform_threaded(call))
 		return THREAD;
 	int returned = S(connect)(call->fd, (struct sockaddr *)&to, size);
+	call->file->connected |= returned == 0 || errno == EINPROGRESS;
 	if (returned < 0 && (errno == EINPROGRESS || errno == EALREADY) && may_sleep(call)) {
 		call->begun = true;
 		return SLEEPS;
@@ -971,14 +973,14 @@ void calls_reset(void)
 	for (struct call *call; (call = sleeping);) {
 		sleeping = call->next;
 		if (call->own_fd)
-			platform_abandon(call->fd);
+			platform_abandon(call->fd, call->file);
 		call->own_fd = false;
 		call_free(call);
 	}
 	for (struct name *name; (name = names);) {
 		names = name->next;
 		if (name->fd >= 0)
-			platform_abandon(name->fd);
+			platform_abandon(name->fd, name->file);
 		release(name->file);
 		free(name);
 	}

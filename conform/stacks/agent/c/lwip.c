@@ -177,9 +177,16 @@ int platform_dup(int fd)
 	return -1;
 }
 
-void platform_abandon(int fd)
+/* What it was connected to, platform_reset has aborted. But when TIME-WAIT expires lwIP frees the connection and tells no
+ * socket: one that was only shut down still points there, to nothing or to another's, and would free it once more. */
+void platform_abandon(int fd, const struct file *file)
 {
-	lwip_close(fd); /* what it was connected to, platform_reset has aborted */
+	if (file->connected) {
+		LOCK_TCPIP_CORE();
+		lwip_socket_dbg_get_socket(fd)->conn->pcb.tcp = NULL;
+		UNLOCK_TCPIP_CORE();
+	}
+	lwip_close(fd);
 }
 
 short platform_ready(int fd, short events)
@@ -200,8 +207,10 @@ bool platform_threaded(struct call *call)
 	if (call->file->linger <= 0 || strcmp(json_text(call->request, "do"), "close"))
 		return false;
 	LOCK_TCPIP_CORE();
-	struct tcp_pcb *pcb = lwip_socket_dbg_get_socket(call->fd)->conn->pcb.tcp;
-	call->known = pcb && pcb->state != LISTEN && (pcb->unsent || pcb->unacked);
+	const struct tcp_pcb *pcb = lwip_socket_dbg_get_socket(call->fd)->conn->pcb.tcp, *each = tcp_active_pcbs;
+	while (each && each != pcb) /* it may be gone (platform_abandon) */
+		each = each->next;
+	call->known = each && (each->unsent || each->unacked);
 	UNLOCK_TCPIP_CORE();
 	lwip_fcntl(call->fd, F_SETFL, 0);
 	return true;

@@ -82,9 +82,9 @@ const char *platform_trial(void)
 
 /* The stack is in this process, and ends with it: no connection outlives it. */
 void platform_reset(void) {}
-void platform_abandon(int fd)
+void platform_abandon(int fd, const struct file *file)
 {
-	(void)fd;
+	(void)fd, (void)file;
 }
 
 static int made(int fd)

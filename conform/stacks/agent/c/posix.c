@@ -59,8 +59,9 @@ int platform_dup(int fd)
 	return dup(fd);
 }
 
-void platform_abandon(int fd)
+void platform_abandon(int fd, const struct file *file)
 {
+	(void)file;
 	struct linger zero = {1, 0};
 	setsockopt(fd, SOL_SOCKET, SO_LINGER, &zero, sizeof zero);
 	close(fd);
