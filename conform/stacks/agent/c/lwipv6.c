@@ -130,10 +130,14 @@ short platform_ready(int fd, short events)
 	return (short)found;
 }
 
+/* One subscription a descriptor, for what all its calls wait for: the library drops those of one mark together. */
 void platform_watch(const struct call *call)
 {
 	static char mark;
-	int events = call_events(call) & (POLLIN | POLLOUT);
+	int events = 0;
+	for (const struct call *each = sleeping; each; each = each->next)
+		if (each->fd == call->fd)
+			events |= call_events(each) & (POLLIN | POLLOUT);
 	lwip_event_subscribe(NULL, &mark, call->fd, events);
 	if (events && lwip_event_subscribe(wake, &mark, call->fd, events))
 		wake();
