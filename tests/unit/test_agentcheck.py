@@ -111,6 +111,205 @@ def test_a_silence_is_caught(flaw: str) -> None:
     assert found.section == section
 
 
+#: The agent in memory, with one thing that it does otherwise; ``m`` is the module.
+OTHERWISE = """import os, sys
+sys.path.insert(0, {directory!r})
+sys.argv[1:] = []
+import memory_agent as m
+Agent, file = m.Agent, {file!r}
+{change}
+m.main()
+"""
+#: Changes that break the document: each with the check that catches it, the section, and what is said.
+BROKEN = {
+    "a listener outlives hello": (
+        """
+greet, bind, taken = Agent.greet, Agent.bind, set()
+def bound(self, request, on):
+    if request["port"] in taken:
+        raise m.CallError("EADDRINUSE")
+    return bind(self, request, on)
+def greeted(self, request):
+    taken.update(each.port for each in self.table.values() if each and each.queue is not None)
+    greet(self, request)
+Agent.bind, Agent.greet = bound, greeted
+""",
+        ("a second hello", "Hello", "EADDRINUSE"),
+    ),
+    "calls that slept are replied to at hello": (
+        """
+greet = Agent.greet
+def greeted(self, request):
+    for id, *_ in self.sleeping:
+        self.say({"id": id, "returned": -1, "error": "EBADF"})
+    greet(self, request)
+Agent.greet = greeted
+""",
+        ("a second hello", "Hello", "which slept"),
+    ),
+    "calls that slept are replied to after hello": (
+        """
+greet = Agent.greet
+def greeted(self, request):
+    slept = [id for id, *_ in self.sleeping]
+    greet(self, request)
+    for id in slept:
+        self.say({"id": id, "returned": -1, "error": "EBADF"})
+Agent.greet = greeted
+""",
+        ("a second hello", "Replies", "awaits none"),
+    ),
+    "connections outlive hello": (
+        """
+greet, state, left = Agent.greet, Agent.state, {}
+def stated(self, request):
+    reply = state(self, request)
+    return reply | {"value": "FIN-WAIT-1"} if (request["port"], request["peer"]) in left else reply
+def greeted(self, request):
+    left.update({(each.port, each.peer.port): 1 for each in self.table.values() if each and each.peer})
+    greet(self, request)
+Agent.state, Agent.greet = stated, greeted
+""",
+        ("a second hello", "Hello", "a connection is left, in FIN-WAIT-1"),
+    ),
+    "connections outlive hello, and nobody sees them": (
+        """
+m.CAPABILITIES.remove("states")
+greet, bind, taken = Agent.greet, Agent.bind, set()
+def bound(self, request, on):
+    if request["port"] in taken:
+        raise m.CallError("EADDRINUSE")
+    return bind(self, request, on)
+def greeted(self, request):
+    taken.update(each.port for each in self.table.values() if each and each.peer)
+    greet(self, request)
+Agent.bind, Agent.greet = bound, greeted
+""",
+        ("a second hello", "Hello", "still taken: EADDRINUSE"),
+    ),
+    "connections outlive the agent": (
+        """
+bind, accept = Agent.bind, Agent.accept
+def accepted(self, request, on):
+    reply = accept(self, request, on)
+    open(file, "w").write(str(reply["address"]["port"]))
+    return reply
+def bound(self, request, on):
+    if os.path.exists(file) and request["port"] == int(open(file).read()):
+        raise m.CallError("EADDRINUSE")
+    return bind(self, request, on)
+Agent.accept, Agent.bind = accepted, bound
+greet = Agent.greet
+def greeted(self, request):
+    if self.hello and os.path.exists(file):
+        os.remove(file)
+    greet(self, request)
+Agent.greet = greeted
+""",
+        ("it ends with its input", "The channel", "still taken: EADDRINUSE"),
+    ),
+    "connect is a fault": (
+        """
+def connect(self, request, on):
+    raise m.FaultError("no such address")
+Agent.connect = connect
+""",
+        ("a stack connects to itself", "The calls", "no such address"),
+    ),
+    "dup is claimed": ('m.CALLS.remove("dup")', ("dup makes another", "Hello", "no dup")),
+    "dup is claimed, and ends in ENOSYS": (
+        """
+def dup(self, request, on):
+    raise m.CallError("ENOSYS")
+Agent.dup = dup
+""",
+        ("dup makes another", "Hello", "no dup"),
+    ),
+    "states are claimed": ('m.CALLS.remove("state")', ("states are read out", "Hello", "no state")),
+    "fork is claimed": ('m.CAPABILITIES.append("fork")', ("fork: a child", "Hello", "no fork")),
+    "urgent is claimed": (
+        """
+m.CAPABILITIES.append("urgent")
+send = Agent.send
+def sent(self, request, on):
+    if "MSG_OOB" in request.get("flags", []):
+        raise m.CallError("EOPNOTSUPP")
+    return send(self, request, on)
+Agent.send = sent
+""",
+        ("an urgent octet", "Hello", "no send of"),
+    ),
+    "tcp-info is claimed": ('m.CAPABILITIES.append("tcp-info")', ("options of the capabilities", "Hello", "TCP_INFO")),
+    "fast-open is claimed": (
+        """
+m.CAPABILITIES.append("fast-open")
+def setsockopt(self, request, on):
+    if request["option"] == "TCP_FASTOPEN":
+        raise m.CallError("ENOPROTOOPT")
+    return {"returned": 0}
+Agent.setsockopt = setsockopt
+m.Agent.getsockopt = lambda self, request, on: {"returned": 0, "value": True}
+""",
+        ("options of the capabilities", "Hello", "no TCP_FASTOPEN"),
+    ),
+    "a refusal has an id": (
+        """
+say = Agent.say
+Agent.say = lambda self, message: say(self, {**message, "id": 7} if "version" in str(message) else message)
+""",
+        ("a version that it does not speak", "Hello", "a fault without id"),
+    ),
+}
+#: Changes that the document leaves free.
+FREE = {
+    "addresses are no words": """
+def literal(call):
+    def made(self, request, on):
+        if request.get("address") not in ("any", "192.0.2.1", "192.0.2.2"):
+            raise m.FaultError("no address")
+        return call(self, request, on)
+    return made
+Agent.bind, Agent.connect = literal(Agent.bind), literal(Agent.connect)
+""",
+    "digits are upper case": """
+recv = Agent.recv
+def received(self, request, on):
+    reply = recv(self, request, on)
+    return reply | {"data": reply["data"].upper()}
+Agent.recv = received
+""",
+    "no state can be seen": """
+Agent.state = lambda self, request: {"returned": 0, "value": None}
+""",
+    "one end's state can be seen": """
+state = Agent.state
+Agent.state = lambda self, request: state(self, request) if request["peer"] < 50000 else {"returned": 0, "value": None}
+""",
+}
+
+
+def _otherwise(change: str, tmp_path: Path) -> agentcheck.Setup:
+    code = OTHERWISE.format(directory=str(AGENT.parent), file=str(tmp_path / "left"), change=change)
+    return replace(_setup(), command=[sys.executable, "-I", "-S", "-c", code])
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_what_breaks_the_document_is_caught(name: str, tmp_path: Path) -> None:
+    change, (what, section, came) = BROKEN[name]
+    findings = [each for each in agentcheck.check(_otherwise(change, tmp_path)) if each.verdict == "failed"]
+    # One that claims what it has not fails elsewhere as well: also where the stack's values are looked at.
+    assert what in "".join(each.what for each in findings), findings
+    (found,) = [each for each in findings if what in each.what]
+    assert (found.section, came in found.came) == (section, True), found
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_the_document_leaves_free_passes(name: str, tmp_path: Path) -> None:
+    findings = list(agentcheck.check(_otherwise(FREE[name], tmp_path)))
+    assert [str(each) for each in findings if each.verdict == "failed"] == []
+    assert all("does not claim" in each.came for each in findings if each.verdict == "not checked")
+
+
 @pytest.mark.parametrize("flaw", ["does not reach itself", "never connects"])
 def test_what_needs_a_peer_is_not_checked_where_the_stack_does_not_reach_itself(flaw: str) -> None:
     findings = list(agentcheck.check(_setup(flaw)))

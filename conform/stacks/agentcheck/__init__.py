@@ -79,7 +79,8 @@ def setup(
 
 # The whole -----------------------------------------------------------------------------------------------------------
 def _again(bench: Bench) -> None:
-    """A second hello, with a listener open and a call asleep."""
+    """A second hello, with a listener open, a call asleep, and a connection."""
+    ends = bench.ends()
     name, port = bench.listener()
     if "overlap" in bench.capabilities:
         bench.blocked(bench.begin("accept", on=name, name="never", overlap=True))
@@ -87,11 +88,15 @@ def _again(bench: Bench) -> None:
     reply = bench.hello()
     bench.want("hello" in reply, f"a fault: {reply.get('fault')}", rule, "Hello")
     bench.forget()
+    bench.agent.quiet()
     bench.faulty(bench.ask("listen", on=name), rule, "Hello")
     fresh = bench.socket()
-    bench.ok("bind", on=fresh, address="any", port=port)
-    reply = bench.ask("listen", on=fresh)
-    bench.want(reply.get("returned") == 0, "the port is still taken", rule, "Hello")
+    for do, more in (("bind", {"address": "any", "port": port}), ("listen", {})):
+        reply = bench.ask(do, on=fresh, **more)
+        bench.no_fault(reply, do)
+        taken = f"the port is still taken: {do} ends in {reply.get('error')}"
+        bench.want(reply.get("returned") == 0, taken, rule, "Hello")
+    bench.free(ends, "it ends the trial before: the agent resets every connection", "Hello")
 
 
 def _given_back(bench: Bench) -> None:
@@ -144,11 +149,27 @@ def _first_hello(bench: Bench) -> None:
 
 def _end(bench: Bench) -> None:
     """The end of input, with a connection open and a call asleep."""
+    ends = bench.ends()
     listener, _ = bench.listener()
     if "overlap" in bench.capabilities:
         bench.begin("accept", on=listener, name="never", overlap=True)
     status = bench.agent.finish()
-    bench.want(status == 0, f"exit status {status}", "the agent resets every connection and ends", "The channel")
+    rule = "the agent resets every connection and ends"
+    bench.want(status == 0, f"exit status {status}", rule, "The channel")
+    # A stack that outlives the agent shows it to the next.
+    after = Bench(bench.setup, bench.version)
+    try:
+        after.capabilities = bench.capabilities
+        try:
+            ends = ends if "hello" in after.hello() else []
+        except Violation:
+            ends = []  # whatever keeps it from starting is not what this is about
+        try:
+            after.free(ends, rule, "The channel")
+        finally:
+            bench.agent.lines += after.agent.lines
+    finally:
+        after.agent.close()
 
 
 def _version(bench: Bench) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from typing import Any
 
 from conform.stacks.agent.calls import PROTOCOL
@@ -14,6 +13,10 @@ from conform.stacks.agentcheck.conversation import Agent, Reply, Setup, Silence,
 PATIENCE = 3.0
 #: The calls of the least agent; another's may lack any of the rest.
 _LEAST = frozenset({"socket", "bind", "listen", "accept", "connect", "send", "recv", "shutdown", "close"})
+#: The calls that belong to a capability: an agent that claims it makes them.
+_CLAIMED = {"fork": "fork", "exit": "fork", "kill": "kill", "dup": "dup", "state": "states"}
+#: The errors of a call that a system does not have.
+_LACKING = frozenset({"ENOSYS", "EOPNOTSUPP"})
 #: Another in each process: a stack that outlives its agent may have connections in TIME-WAIT.
 PORTS = itertools.count(20000 + os.getpid() % 400 * 100)
 
@@ -47,14 +50,8 @@ class Bench:
         return self.heard_hello()
 
     def heard_hello(self) -> Reply:
-        """The reply to a hello that was said."""
-        end = time.monotonic() + self.setup.within
-        while True:
-            message = self.agent.receive(max(0.0, end - time.monotonic()))
-            if message is None:
-                raise Violation(f"no reply within {self.setup.within:g} s", "the first line in each direction", "Hello")
-            if "hello" in message or "fault" in message:
-                return message
+        """The reply to a hello that was said, or the fault that refuses it."""
+        return self.agent.greeting(self.setup.within)
 
     def begin(self, do: str, **arguments: Any) -> int:
         """Send a request; its id. ``name`` is the protocol's ``as``."""
@@ -68,8 +65,21 @@ class Bench:
         reply = self.agent.reply(self.begin(do, **arguments))
         if "blocked" in reply:
             raise Violation("blocked, though overlap was not asked for", "with overlap alone", "Replies")
+        if (capability := _CLAIMED.get(do)) in self.capabilities:
+            self.possible(reply, capability, do)
         if do not in _LEAST and "fault" in reply and "unknown call" in reply["fault"]:
             raise Unchecked(f"the agent has no {do}")
+        return reply
+
+    def possible(self, reply: Reply, capability: str | None, do: str) -> None:
+        """Raise Violation where *reply* says that there is no *do*, which belongs to the *capability* claimed."""
+        lacking = "unknown call" in str(reply.get("fault", "")) or reply.get("error") in _LACKING
+        self.want(not lacking, f"no {do}", f"{capability} is among the capabilities", "Hello")
+
+    def claimed(self, capability: str, do: str, **arguments: Any) -> Reply:
+        """The reply to a request that the *capability*, which the agent claims, is about."""
+        reply = self.agent.reply(self.begin(do, **arguments))
+        self.possible(reply, capability, f"{do} of {arguments.get('option') or arguments.get('flags') or capability}")
         return reply
 
     def ok(self, do: str, **arguments: Any) -> Reply:
@@ -146,9 +156,10 @@ class Bench:
         if overlap:
             sleeper = self.begin("accept", on=listener, name=server, overlap=True)
             self.blocked(sleeper)
-        id = self.begin("connect", on=client, address="stack", port=port, timeout=self.bound)
+        id = self.begin("connect", on=client, address=self.stack, port=port, timeout=self.bound)
         if self.alone is None:
             reply = self.soon(id)
+            self.no_fault(reply, "connect")
             self.alone = "" if reply.get("returned") == 0 else f"the stack does not reach itself at {self.stack}"
             if self.alone:
                 raise Unchecked(self.alone)
@@ -161,6 +172,25 @@ class Bench:
         )
         self._open.append(server)
         return client, server, reply
+
+    def ends(self) -> list[tuple[int, int]]:
+        """A connection of the stack with itself, by the ports of either end, its own first; none where it is alone."""
+        if self.alone != "":
+            return []
+        client, _, accepted = self.pair()
+        here = accepted["address"]["port"]
+        there = self.ok("getpeername", on=client)["address"]["port"]
+        return [(here, there), (there, here)]
+
+    def free(self, ends: list[tuple[int, int]], rule: str, section: str) -> None:
+        """Raise Violation where one of the *ends* of what was a connection is left: it is seen, or has its port."""
+        for here, there in ends:
+            if "states" in self.capabilities:
+                state = self.agent.reply(self.begin("state", port=here, peer=there)).get("value")
+                self.want(state in ("CLOSED", None), f"a connection is left, in {state}", rule, section)
+            fresh = self.socket()
+            reply = self.ask("bind", on=fresh, address="any", port=here)
+            self.want("error" not in reply, f"its port is still taken: {reply.get('error')}", rule, section)
 
     def blocked(self, id: int) -> None:
         """Raise Violation where the call does not say that it sleeps."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -48,7 +49,7 @@ def _pieces(bench: Bench) -> None:
 @_check("each of many requests has one reply, with its id")
 def _ids(bench: Bench) -> None:
     name = bench.socket()
-    numbers = [2**31 + 7, 5_000_000, *range(5_000_100, 5_000_150)]
+    numbers = [2**31 + 7, 5_000_000, *range(5_000_100, 5_001_100)]
     for number in numbers:
         bench.agent.send({"id": number, "do": "shutdown", "on": name, "how": "rdwr"})
     for number in numbers:
@@ -112,7 +113,7 @@ def _shapes(bench: Bench) -> None:
     bench.faulty(bench.ask("send", on=name, payload="00", flags=["MSG_ODD"]), rule)
     bench.faulty(bench.ask("shutdown", on=name, how="sideways"), rule)
     bench.faulty(bench.ask("bind", on=name, address="any", port="http"), rule)
-    bench.faulty(bench.ask("connect", on=name, address="stack"), rule)
+    bench.faulty(bench.ask("connect", on=name, address=bench.stack), rule)
 
 
 @_check("an unknown socket option is a fault")
@@ -133,6 +134,14 @@ def _unknown_setting(bench: Bench) -> None:
 def _connect(bench: Bench) -> None:
     _, _, reply = bench.pair()
     _address(bench, reply, bench.stack)
+
+
+def _octets_of(reply: Reply) -> bytes | None:
+    """What was received, whatever the case of its digits."""
+    try:
+        return bytes.fromhex(reply.get("data", ""))
+    except (TypeError, ValueError):
+        return None
 
 
 def _address(bench: Bench, reply: Reply, address: str, port: int | None = None) -> None:
@@ -156,7 +165,7 @@ def _getname(bench: Bench) -> None:
 def _refused(bench: Bench) -> None:
     if bench.alone:
         raise Unchecked(bench.alone)
-    reply = bench.soon(bench.begin("connect", on=bench.socket(), address="stack", port=1, timeout=1.0))
+    reply = bench.soon(bench.begin("connect", on=bench.socket(), address=bench.stack, port=1, timeout=1.0))
     if "timeout" in reply:
         raise Unchecked("the stack does not answer")
     bench.no_fault(reply, "connect")
@@ -169,12 +178,12 @@ def _octets(bench: Bench) -> None:
     rule = "send with payload, recv with size; at the peer's end they return 0 and no data"
     bench.want(bench.ok("send", on=client, payload="68656C6c6f")["returned"] == 5, "not 5 octets", rule, "The calls")
     reply = bench.ok("recv", on=server, size=2, timeout=bench.bound)
-    bench.want((reply["returned"], reply.get("data")) == (2, "6865"), "other octets", rule, "The calls")
+    bench.want((reply["returned"], _octets_of(reply)) == (2, b"he"), "other octets", rule, "The calls")
     reply = bench.ok("recv", on=server, timeout=bench.bound)
-    bench.want((reply["returned"], reply.get("data")) == (3, "6c6c6f"), "other octets", rule, "The calls")
+    bench.want((reply["returned"], _octets_of(reply)) == (3, b"llo"), "other octets", rule, "The calls")
     bench.ok("close", on=client)
     reply = bench.ok("recv", on=server, timeout=bench.bound)
-    bench.want((reply["returned"], reply.get("data", "")) == (0, ""), "not the end", rule, "The calls")
+    bench.want((reply["returned"], _octets_of(reply)) == (0, b""), "not the end", rule, "The calls")
 
 
 @_check("MSG_PEEK leaves octets, MSG_DONTWAIT does not sleep")
@@ -184,7 +193,7 @@ def _flags(bench: Bench) -> None:
     bench.ok("send", on=client, payload="6162")
     for flags in (["MSG_PEEK"], []):
         reply = bench.ok("recv", on=server, flags=flags, timeout=bench.bound)
-        bench.want(reply.get("data") == "6162", "other octets", rule, "The calls")
+        bench.want(_octets_of(reply) == b"ab", "other octets", rule, "The calls")
     reply = bench.ask("recv", on=server, flags=["MSG_DONTWAIT"])
     bench.want(reply.get("error") == "EAGAIN", "no EAGAIN", rule, "The calls")
 
@@ -195,7 +204,7 @@ def _messages(bench: Bench) -> None:
     bench.want(bench.ok("sendmsg", on=client, payload="616263")["returned"] == 3, "not 3 octets", "a count", "Replies")
     reply = bench.ok("recvmsg", on=server, size=100, timeout=bench.bound)
     rule = '{"returned": 5, "data": "68656c6c6f", "msg_flags": []}'
-    good = (reply["returned"], reply.get("data"), reply.get("msg_flags")) == (3, "616263", [])
+    good = (reply["returned"], _octets_of(reply), reply.get("msg_flags")) == (3, b"abc", [])
     bench.want(good, "another reply", rule, "The calls")
 
 
@@ -235,7 +244,7 @@ def _shutdown(bench: Bench) -> None:
         reply = bench.ask("send", on=client, payload="00", flags=["MSG_NOSIGNAL"])
         bench.want("signals" not in reply, "a signal in spite of MSG_NOSIGNAL", rule, "Replies")
     if "shutdown-read" in bench.capabilities:
-        bench.no_fault(bench.ask("shutdown", on=server, how="rd"), "shutdown")
+        bench.no_fault(bench.claimed("shutdown-read", "shutdown", on=server, how="rd"), "shutdown")
 
 
 @_check("set-nonblocking: calls do not sleep")
@@ -280,10 +289,25 @@ def _dup(bench: Bench) -> None:
 def _urgent(bench: Bench) -> None:
     bench.need("urgent")
     client, server, _ = bench.pair()
-    bench.ok("send", on=client, payload="21", flags=["MSG_OOB"])
-    bench.ok("poll", on=server, events=["pri"], timeout=bench.bound / 2)
-    reply = bench.ok("recvmsg", on=server, size=1, flags=["MSG_OOB"])
-    good = (reply.get("data"), reply.get("msg_flags")) == ("21", ["MSG_OOB"])
+    sent = bench.claimed("urgent", "send", on=client, payload="21", flags=["MSG_OOB"])
+    bench.want(sent.get("returned") == 1, "not sent", "urgent is among the capabilities", "Hello")
+    with contextlib.suppress(Unchecked):  # the least agent has no poll, nor recvmsg
+        bench.ok("poll", on=server, events=["pri"], timeout=bench.bound / 2)
+    end = time.monotonic() + bench.bound / 2
+    do = "recvmsg"
+    while True:
+        try:
+            reply = bench.ask(do, on=server, size=1, flags=["MSG_OOB"])
+        except Unchecked:
+            do = "recv"
+            continue
+        if "error" not in reply or reply["error"] in ("ENOSYS", "EOPNOTSUPP") or time.monotonic() > end:
+            break
+        time.sleep(0.02)
+    bench.possible(reply, "urgent", f"{do} of MSG_OOB")
+    bench.no_fault(reply, do)
+    flags = ["MSG_OOB"] if do == "recvmsg" else None
+    good = (_octets_of(reply), reply.get("msg_flags")) == (b"!", flags)
     bench.want(good, "another reply", '{"returned": 1, "data": "21", "msg_flags": ["MSG_OOB"]}', "The calls")
 
 
@@ -291,7 +315,7 @@ _VALUES: dict[str, Callable[[Any], bool]] = {
     "bool": lambda value: isinstance(value, bool),
     "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "text": lambda value: isinstance(value, str),
-    "hex": lambda value: isinstance(value, str) and re.fullmatch("([0-9a-f]{2})*", value) is not None,
+    "hex": lambda value: isinstance(value, str) and re.fullmatch("([0-9A-Fa-f]{2})*", value) is not None,
     "errno": lambda value: value == 0 or (isinstance(value, str) and ERROR_NAME.fullmatch(value) is not None),
     "fields": lambda value: isinstance(value, dict) and isinstance(value.get("tcpi_state"), int),
 }
@@ -327,10 +351,16 @@ def _claimed_options(bench: Bench) -> None:
     }
     for capability, (option, value) in claimed.items():
         if capability in bench.capabilities:
-            reply = bench.ask("setsockopt", on=name, option=option, value=value)
+            reply = bench.claimed(capability, "setsockopt", on=name, option=option, value=value)
             bench.want(reply.get("returned") == 0, f"no {option}", f"{capability} is a capability", "Hello")
+    for capability, option, number in (("repair", "TCP_REPAIR", 1), ("fast-open", "TCP_FASTOPEN", 5)):
+        if capability in bench.capabilities:
+            reply = bench.claimed(capability, "setsockopt", on=bench.socket(), option=option, value=number)
+            bench.no_fault(reply, f"setsockopt of {option}")
+            lacking = reply.get("error") == "ENOPROTOOPT"
+            bench.want(not lacking, f"no {option}", f"{capability} is a capability", "Hello")
     if "tcp-info" in bench.capabilities:
-        reply = bench.ask("getsockopt", on=name, option="TCP_INFO")
+        reply = bench.claimed("tcp-info", "getsockopt", on=name, option="TCP_INFO")
         bench.want(reply.get("returned") == 0, "no TCP_INFO", "tcp-info is a capability", "Hello")
 
 
@@ -340,9 +370,7 @@ def _states(bench: Bench) -> None:
     _, port = bench.listener()
 
     def state(port: int, peer: int) -> str | None:
-        reply = bench.agent.reply(bench.begin("state", port=port, peer=peer))
-        if "fault" in reply and "unknown call" in reply["fault"]:
-            raise Unchecked("states are read without the agent")
+        reply = bench.claimed("states", "state", port=port, peer=peer)
         bench.no_fault(reply, "state")
         value = reply.get("value")
         rule = "the state, in RFC 9293's spelling, or null where it cannot be seen"
@@ -357,7 +385,6 @@ def _states(bench: Bench) -> None:
     peer = accepted["address"]["port"]
     served = bench.ok("getpeername", on=client)["address"]["port"]
     found = [state(one, other) for one, other in ((peer, served), (served, peer))]
-    bench.want("ESTABLISHED" in found, f"{found}, not ESTABLISHED", "the state of the connection", section)
     bench.want(set(found) <= {"ESTABLISHED", None}, f"{found}", "the state of the connection", section)
 
 
@@ -388,8 +415,8 @@ def _overlap_recv(bench: Bench) -> None:
     rule = "several calls may sleep at once, on one descriptor too"
     bench.want(bench.agent.unheard(first) and bench.agent.unheard(second), "a reply too early", rule, "Overlapping")
     bench.ok("send", on=client, payload="6162")
-    data = sorted(str(bench.end(id).get("data")) for id in (first, second))
-    bench.want(data == ["61", "62"], "other octets", rule, "Overlapping")
+    data = {_octets_of(bench.end(id)) for id in (first, second)}
+    bench.want(data == {b"a", b"b"}, "other octets", rule, "Overlapping")
 
 
 @_check("a call that does not sleep never says blocked")
@@ -432,7 +459,7 @@ def _fork(bench: Bench) -> None:
         bench.ok("send", on=server, by="child", payload="6869")["returned"] == 2, "not sent", "fork", "Processes"
     )
     bench.want(
-        bench.ok("recv", on=client, timeout=bench.bound).get("data") == "6869", "other octets", "fork", "Processes"
+        _octets_of(bench.ok("recv", on=client, timeout=bench.bound)) == b"hi", "other octets", "fork", "Processes"
     )
     reply = bench.agent.reply(bench.begin("exit", status=3, by="child"))
     bench.want(reply.get("returned") == 0, "another reply", "exit ends the process", "Processes")
@@ -448,7 +475,7 @@ def _kill(bench: Bench) -> None:
     bench.ok("fork", name="victim")
     sleeper = bench.begin("accept", on=listener, name="never", by="victim", overlap=True)
     bench.blocked(sleeper)
-    reply = bench.agent.reply(bench.begin("kill", process="victim", **{"with": "SIGKILL"}))
+    reply = bench.claimed("kill", "kill", process="victim", **{"with": "SIGKILL"})
     bench.want(reply.get("returned") == 0, "another reply", "kill is replied when the process is gone", "Processes")
     reply = bench.agent.reply(sleeper)
     rule = 'calls that it had under way end in {"gone": true, "fault": "..."}'

@@ -77,6 +77,9 @@ class Agent:
         self.lines: list[str] = []
         self._pending: set[int] = set()
         self._told: set[int] = set()
+        #: What the last hello ended: the calls that slept, and those that may have been replied to already.
+        self._slept: set[int] = set()
+        self._flying: set[int] = set()
         #: Replies that came before they were asked for, by id.
         self._kept: dict[int, list[Reply]] = {}
         self.ended = False
@@ -119,6 +122,8 @@ class Agent:
         text = json.dumps(message)
         self.lines.append("> " + _short(text))
         if "hello" in message:
+            self._slept = self._told & self._pending
+            self._flying = self._pending - self._told
             self._pending.clear()
             self._told.clear()
             self._kept.clear()
@@ -172,6 +177,24 @@ class Agent:
             if "hello" not in message:
                 self._keep(message)
         return self._kept[id].pop(0)
+
+    def greeting(self, within: float) -> Reply:
+        """The reply to a hello that was sent, or the fault that refuses it. Raises Violation.
+
+        What was under way and was not said to sleep may have been replied to before the hello was heard.
+        """
+        end = time.monotonic() + within
+        while True:
+            message = self.receive(max(0.0, end - time.monotonic()))
+            if message is None:
+                raise Violation(f"no reply within {within:g} s", "the first line in each direction", "Hello")
+            id = message.get("id")
+            if "hello" in message or ("fault" in message and id is None):
+                return message
+            if id in self._slept:
+                raise Violation(f"a reply to {id}, which slept", "what was under way gets no reply", "Hello")
+            if id not in self._flying:
+                raise Violation("neither hello nor a fault without id", "the first line in each direction", "Hello")
 
     def quiet(self, seconds: float = _QUIET) -> None:
         """Raise Violation where a message comes in the next *seconds* that is none of a request under way."""
