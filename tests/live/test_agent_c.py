@@ -6,6 +6,7 @@ Each runs in a fresh network namespace whose loopback device connects its stack 
 from __future__ import annotations
 
 import os
+import select
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from machine import isolated
@@ -23,6 +25,7 @@ import conform
 from conform.link import netlink
 from conform.link.netns import Namespace
 from conform.stacks import agentcheck, builds
+from conform.stacks.agentcheck.bench import Bench
 from conform.stacks.description import load
 
 STACKS = Path(conform.__file__).parent / "stacks"
@@ -80,26 +83,58 @@ def test_conforms_own_agent_on_standard_input_and_output() -> None:
     _in_namespace(run)
 
 
-@pytest.mark.parametrize("name", ["lwip", "lwipv6"])
-def test_the_agent_in_c_with_a_stack_of_its_own(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_stack(name: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> agentcheck.Setup:
+    """The agent in a stack's own process. It reaches itself: nobody needs to be at the other end of its device."""
     description = load(name)
     lacks = builds.missing(description)
     if lacks:
         pytest.skip(lacks[0])
     if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
         pytest.skip("/dev/net/tun may not be opened")
-    monkeypatch.setenv("CONFORM_CACHE", str(tmp_path))
+    monkeypatch.setenv("CONFORM_CACHE", str(cache))
     built = builds.build(description, print)
     pairs = description.pairs
+    command = [str(built / f"conform-agent-{name}"), "tap0", f"{pairs[4][0]}/24", f"{pairs[6][0]}/64"]
+    link = {"interface": "tap0", "mtu": 1500}
+    return agentcheck.Setup(command, pairs, {4: {**link, "prefix": 24}, 6: {**link, "prefix": 64}}, bound=20.0)
+
+
+@pytest.mark.parametrize("name", ["lwip", "lwipv6"])
+def test_the_agent_in_c_with_a_stack_of_its_own(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = _own_stack(name, tmp_path, monkeypatch)
 
     def run() -> None:
-        # The stack reaches itself within: nobody needs to be at the other end of its device.
-        command = [str(built / f"conform-agent-{name}"), "tap0", f"{pairs[4][0]}/24", f"{pairs[6][0]}/64"]
-        link = {"interface": "tap0", "mtu": 1500}
-        setup = agentcheck.Setup(command, pairs, {4: {**link, "prefix": 24}, 6: {**link, "prefix": 64}}, bound=20.0)
         found = list(agentcheck.check(setup))
         assert [str(each) for each in found if each.verdict == "failed"] == []
         assert sum(each.verdict == "ok" for each in found) > 50
+
+    _in_namespace(run)
+
+
+def test_calls_that_wait_on_one_descriptor_for_different_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = _own_stack("lwipv6", tmp_path, monkeypatch)
+
+    def run() -> None:
+        bench = Bench(setup, 4)
+        try:
+            bench.hello()
+            with netlink.Netlink() as link:
+                tap = socket.if_nametoindex("tap0")
+                link.do([netlink.link_set(tap, flags=netlink.IFF_UP), netlink.address_add(tap, 4, bench.tester, 24)])
+            bench.ok("socket")
+            bench.ok("bind", port=80)
+            bench.ok("listen")
+            with socket.create_connection((bench.stack, 80), timeout=20) as peer:
+                bench.ok("accept", timeout=20)
+                receive = bench.begin("recv", overlap=True)
+                bench.blocked(receive)
+                bench.blocked(bench.begin("poll", on="c1", events=["pri"], overlap=True))
+                peer.sendall(b"a")
+                assert bench.end(receive)["data"] == "61"
+        finally:
+            bench.agent.close()
 
     _in_namespace(run)
 
@@ -108,17 +143,17 @@ class _Talk:
     """The agent, in a trial on IPv4."""
 
     def __init__(self, agent_c: str) -> None:
-        self.bench = agentcheck.Bench(agentcheck.Setup([agent_c], bound=20.0), 4)
+        self.bench = Bench(agentcheck.Setup([agent_c], bound=20.0), 4)
         self.bench.hello()
 
-    def __enter__(self) -> agentcheck.Bench:
+    def __enter__(self) -> Bench:
         return self.bench
 
     def __exit__(self, *_: object) -> None:
         self.bench.agent.close()
 
 
-def _peers(bench: agentcheck.Bench, port: int) -> Iterator[socket.socket]:
+def _peers(bench: Bench, port: int) -> Iterator[socket.socket]:
     """Connections of this process with the agent's listener on *port*, accepted as c1, c2 and so on."""
     bench.ok("socket")
     bench.ok("bind", port=port)
@@ -196,7 +231,7 @@ def test_times_of_the_sockets_own(agent_c: str) -> None:
                 "timeout": True,
             }
 
-    def bench_id(bench: agentcheck.Bench) -> int:
+    def bench_id(bench: Bench) -> int:
         return max(
             int(line.partition('"id": ')[2].partition(",")[0]) for line in bench.agent.lines[-2:] if '"do"' in line
         )
@@ -242,6 +277,146 @@ def test_what_came_before_a_reset_is_received_and_then_the_error(agent_c: str) -
             peer.close()
             assert bench.end(receive)["data"] == "6162636465"
             assert bench.ask("recv", size=9)["error"] == "ECONNRESET"
+
+    _in_namespace(run)
+
+
+LINGER: Final = {"option": "SO_LINGER", "value": {"onoff": True, "linger": 30}}
+
+
+def _fill(bench: Bench, name: str) -> None:
+    assert bench.ok("send", on=name, payload="00" * 8_000_000, flags=["MSG_DONTWAIT"])["returned"] < 8_000_000
+
+
+def _drain(peer: socket.socket) -> None:
+    while peer.recv(1 << 20):
+        pass
+
+
+def test_an_accepted_socket_has_its_listeners_times(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            bench.ok("socket")
+            bench.ok("setsockopt", on="listener", **LINGER)
+            bench.ok("setsockopt", on="listener", option="SO_RCVTIMEO", value={"sec": 0, "usec": 100000})
+            bench.ok("setsockopt", on="listener", option="SO_RCVLOWAT", value=3)
+            bench.ok("bind", port=4007)
+            bench.ok("listen")
+            with socket.create_connection(("127.0.0.1", 4007), timeout=20) as peer:
+                bench.ok("accept")
+                receive = bench.begin("recv", overlap=True)
+                bench.blocked(receive)
+                assert bench.end(receive)["error"] == "EAGAIN"
+                peer.sendall(b"ab")
+                bench.ok("poll", on="c1", events=["in"], timeout=0.2)
+                receive = bench.begin("recv", overlap=True)
+                bench.blocked(receive)
+                assert bench.end(receive)["data"] == "6162"
+                _fill(bench, "c1")
+                bench.blocked(bench.begin("close", on="c1", overlap=True))
+                assert bench.ok("socket", name="other")
+
+    _in_namespace(run)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_hello_and_the_end_of_input_reset_what_is_being_closed(agent_c: str, again: bool) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            peers = _peers(bench, 4008)
+            closing, behind = next(peers), next(peers)
+            for name in ("c1", "c2"):
+                bench.ok("setsockopt", on=name, **LINGER)
+                _fill(bench, name)
+            bench.blocked(bench.begin("close", on="c1", overlap=True))
+            receive = bench.begin("recv", on="c2", overlap=True)
+            bench.blocked(receive)
+            bench.ok("close", on="c2")  # not the last descriptor: the call's own is
+            behind.sendall(b"a")
+            assert bench.end(receive)["data"] == "61"
+            bench.ok("socket", name="other")
+            assert "hello" in bench.hello() if again else bench.agent.finish() == 0
+            for peer in (closing, behind):
+                with pytest.raises(ConnectionResetError):
+                    _drain(peer)
+
+    _in_namespace(run)
+
+
+def test_close_with_a_negative_time_to_linger_sleeps_too(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            peers = _peers(bench, 4009)
+            next(peers)
+            bench.ok("setsockopt", on="c1", option="SO_LINGER", value={"onoff": True, "linger": -1})
+            _fill(bench, "c1")
+            bench.blocked(bench.begin("close", overlap=True))
+            bench.ok("socket", name="other")
+
+    _in_namespace(run)
+
+
+def test_close_over_octets_that_nobody_read_does_not_sleep(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            peers = _peers(bench, 4010)
+            for name, flags in (("c1", 0), ("c2", socket.MSG_OOB)):
+                peer = next(peers)
+                bench.ok("setsockopt", on=name, **LINGER)
+                peer.send(b"a", flags)
+                bench.ok("poll", on=name, events=["in", "pri"], timeout=20.0)
+                close = bench.begin("close", on=name, overlap=True)
+                assert bench.end(close) == {"id": close, "returned": 0}
+                with pytest.raises(ConnectionResetError):
+                    peer.recv(1)
+
+    _in_namespace(run)
+
+
+def test_recv_waits_for_what_so_rcvlowat_asks_for(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            peer = next(_peers(bench, 4011))
+            bench.ok("setsockopt", on="c1", option="SO_RCVLOWAT", value=5)
+            peer.sendall(b"abc")
+            assert bench.ok("recv", size=2)["data"] == "6162"
+            receive = bench.begin("recv", overlap=True)
+            bench.blocked(receive)
+            peer.sendall(b"defg")
+            assert bench.end(receive)["data"] == "6364656667"
+            receive = bench.begin("recv", overlap=True)
+            bench.blocked(receive)
+            peer.sendall(b"h")
+            peer.shutdown(socket.SHUT_WR)
+            assert bench.end(receive)["data"] == "68"
+
+    _in_namespace(run)
+
+
+def test_send_of_an_urgent_octet_sleeps_where_there_is_no_room(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            peer = next(_peers(bench, 4012))
+            _fill(bench, "c1")
+            send = bench.begin("send", on="c1", payload="61", flags=["MSG_OOB"], overlap=True)
+            bench.blocked(send)
+            while not select.select([], [], [peer], 0)[2]:
+                peer.recv(1 << 20)
+            assert bench.end(send) == {"id": send, "returned": 1}
+
+    _in_namespace(run)
+
+
+def test_what_is_no_address_and_no_ip_version_is_a_fault(agent_c: str) -> None:
+    def run() -> None:
+        with _Talk(agent_c) as bench:
+            bench.ok("socket")
+            for address in ("nonsense", "", "::1", "256.0.0.1", 5):
+                for call in ("bind", "connect"):
+                    assert "address" in bench.ask(call, on="listener", address=address, port=4013)["fault"]
+            for ip in (5, "4", None):
+                assert bench.hello(ip=ip)["fault"] == "ip: expected 4 or 6"
+            bench.ok("listen")
 
     _in_namespace(run)
 

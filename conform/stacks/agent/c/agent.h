@@ -72,12 +72,13 @@ void *allot(void *old, size_t size);
 
 /* ---- calls.c ----------------------------------------------------------------------------------------------------- */
 
-/* What descriptors made by dup share. Times in seconds, 0 for none; `linger` is -1 where it is off. */
+/* What descriptors made by dup share. Times in seconds, 0 for none. */
 struct file {
 	int references;
 	bool nonblocking;
 	bool connected; /* it was accepted, or its SYN went out */
-	int linger;
+	bool lingers;   /* SO_LINGER with a time: the last close may sleep */
+	bool low_water; /* SO_RCVLOWAT asks for more than one octet */
 	double receive_timeout, send_timeout;
 };
 
@@ -97,6 +98,8 @@ struct call {
 	bool over;     /* a call in a thread: that is through with it */
 	bool dropped;  /* a call in a thread: nobody waits for its reply any more */
 	int flags;
+	struct sockaddr_storage own, peer; /* a close in a thread: whose connection it is, family 0 where that is unknown */
+	uint32_t cookie[2];
 	char *octets;  /* to be sent, or received so far */
 	size_t size, done;
 	double deadline, given_up; /* of the socket's own time-outs; of the request's. On `now`'s clock, 0 for none */
@@ -180,12 +183,15 @@ int platform_socket(int family);
 int platform_accept(int fd, struct sockaddr *address, socklen_t *size);
 int platform_dup(int fd);
 void platform_abandon(int fd, const struct file *file); /* close, by reset */
+/* At a trial's end: reset the connection that a close in a thread still waits for. */
+void platform_destroy(const struct call *call);
 short platform_ready(int fd, short events);
 /* The loop is about to sleep: have it woken when a sleeping call's descriptor is ready. */
 void platform_watch(const struct call *call);
-/* Whether the call can only be made blocking. Sets call->known where it is then known to sleep. A close is asked about
- * when its name is gone: the call's reference to the file is the last but for dup's. */
-bool platform_threaded(struct call *call);
+/* Whether the call, by its name or a close of its descriptor, can only be made blocking. Sets call->known where it is then
+ * known to sleep. A close is asked about when its name is gone: the call's reference to the file is the last but for
+ * dup's. */
+bool platform_threaded(struct call *call, const char *method);
 /* The flags of send(2) and recv(2) that the stack has. */
 extern const int platform_flags;
 /* SIGPIPE, if the call just made raised it. */

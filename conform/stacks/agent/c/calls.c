@@ -31,6 +31,8 @@ struct call *sleeping;
 static struct call *running; /* in threads */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of `over` */
 static struct name *names;
+static enum outcome do_close(struct call *call);
+static const struct method closing = {"close", do_close, 0, false, false};
 
 static const struct value flag_names[] = {
 	{"MSG_OOB", MSG_OOB}, {"MSG_PEEK", MSG_PEEK}, {"MSG_DONTWAIT", MSG_DONTWAIT}, {"MSG_WAITALL", MSG_WAITALL},
@@ -147,24 +149,6 @@ static void release(struct file *file)
 		free(file);
 }
 
-static void call_free(struct call *call)
-{
-	if (call->own_fd)
-		S(close)(call->fd);
-	release(call->file);
-	json_free(call->request);
-	free(call->line);
-	free(call->octets);
-	free(call->members.at);
-	free(call);
-}
-
-static void end(struct call *call)
-{
-	reply(call, call->members.at ? call->members.at : "");
-	call_free(call);
-}
-
 static void take_out(struct call **list, struct call *call)
 {
 	while (*list && *list != call)
@@ -179,6 +163,57 @@ static void add(struct call **list, struct call *call)
 		list = &(*list)->next;
 	call->next = NULL;
 	*list = call;
+}
+
+static void *in_thread(void *call);
+
+/* Make the call in a thread. 0, or the error. */
+static int start(struct call *call)
+{
+	pthread_t thread;
+	add(&running, call);
+	int error = pthread_create(&thread, NULL, in_thread, call);
+	if (error)
+		take_out(&running, call);
+	else
+		pthread_detach(thread);
+	return error;
+}
+
+/* The last descriptor of a file whose close may sleep: nobody waits for it, and the loop is not to either. */
+static bool close_later(struct call *call)
+{
+	if (!call->own_fd || !platform_threaded(call, "close"))
+		return false;
+	const struct method *was = call->method;
+	call->method = &closing;
+	call->own_fd = false;
+	call->dropped = true;
+	if (start(call) == 0)
+		return true;
+	call->method = was;
+	call->own_fd = true;
+	return false;
+}
+
+static void call_free(struct call *call)
+{
+	if (close_later(call))
+		return;
+	if (call->own_fd)
+		S(close)(call->fd);
+	release(call->file);
+	json_free(call->request);
+	free(call->line);
+	free(call->octets);
+	free(call->members.at);
+	free(call);
+}
+
+static void end(struct call *call)
+{
+	reply(call, call->members.at ? call->members.at : "");
+	call_free(call);
 }
 
 /* ---- arguments --------------------------------------------------------------------------------------------------- */
@@ -216,12 +251,36 @@ static struct file *give(const char *name, int fd, struct file *file)
 	}
 	if (!file) {
 		file = allot(NULL, sizeof *file);
-		*file = (struct file){.linger = -1};
+		*file = (struct file){0};
 	}
 	file->references++;
 	found->file = file;
 	found->fd = fd;
 	return file;
+}
+
+/* What an accepted socket has of its listener. lwIP's sockets inherit nothing. */
+static void inherit(int fd, struct file *file)
+{
+#if !defined(LWIP) && !defined(LWIPV6)
+	struct linger linger;
+	struct timeval time;
+	int octets;
+	socklen_t size = sizeof linger;
+	if (getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &size) == 0)
+		file->lingers = linger.l_onoff && linger.l_linger;
+	size = sizeof time;
+	if (getsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &time, &size) == 0)
+		file->receive_timeout = (double)time.tv_sec + (double)time.tv_usec / 1e6;
+	size = sizeof time;
+	if (getsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &time, &size) == 0)
+		file->send_timeout = (double)time.tv_sec + (double)time.tv_usec / 1e6;
+	size = sizeof octets;
+	if (getsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &octets, &size) == 0)
+		file->low_water = octets > 1;
+#else
+	(void)fd, (void)file;
+#endif
 }
 
 static bool lookup(const struct value *table, const char *name, int *bits)
@@ -331,10 +390,13 @@ static char *unhex(const char *text, size_t *count)
 
 static bool may_sleep(const struct call *call)
 {
-	int never = MSG_DONTWAIT | MSG_OOB; /* an urgent octet is there or is not */
+	int never = MSG_DONTWAIT;
+	if (call->method->waits_for == POLLIN) {
+		never |= MSG_OOB; /* an urgent octet is there or is not */
 #ifdef __linux__
-	never |= MSG_ERRQUEUE;
+		never |= MSG_ERRQUEUE;
 #endif
+	}
 	return !call->file->nonblocking && !(call->flags & never);
 }
 
@@ -384,7 +446,9 @@ static enum outcome do_accept(struct call *call)
 		return SLEEPS;
 	if (fd < 0)
 		return result(call, -1);
-	give(name, fd, NULL)->connected = true;
+	struct file *file = give(name, fd, NULL);
+	file->connected = true;
+	inherit(fd, file);
 	result(call, 0);
 	put_address(call, &from);
 	return ENDED;
@@ -404,7 +468,7 @@ static enum outcome do_connect(struct call *call)
 		S(getsockopt)(call->fd, SOL_SOCKET, SO_ERROR, &error, &length);
 		return error ? failure(call, error) : result(call, 0);
 	}
-	if (platform_threaded(call))
+	if (platform_threaded(call, call->method->name))
 		return THREAD;
 	int returned = S(connect)(call->fd, (struct sockaddr *)&to, size);
 	call->file->connected |= returned == 0 || errno == EINPROGRESS;
@@ -450,7 +514,7 @@ static enum outcome do_send(struct call *call)
 			return ENDED;
 		if (!payload || !(call->octets = unhex(payload, &call->size)))
 			return fault(call, "payload: expected hexadecimal text", NULL);
-		if (platform_threaded(call))
+		if (platform_threaded(call, call->method->name))
 			return THREAD;
 	}
 	struct iovec part = {call->octets + call->done, call->size - call->done};
@@ -478,6 +542,15 @@ static enum outcome do_send(struct call *call)
 	return ENDED;
 }
 
+/* Octets are there, but fewer than SO_RCVLOWAT and than are asked for: without blocking they would be returned. */
+static bool too_few(const struct call *call)
+{
+	int octets = 0;
+	if (!call->file->low_water || call->done > 0 || !may_sleep(call) || platform_ready(call->fd, POLLIN | POLLPRI))
+		return false;
+	return S(ioctl)(call->fd, FIONREAD, &octets) == 0 && octets > 0 && (size_t)octets < call->size;
+}
+
 static enum outcome do_recv(struct call *call)
 {
 	bool plain = !strcmp(call->method->name, "recv");
@@ -496,6 +569,8 @@ static enum outcome do_recv(struct call *call)
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 	int flags = call->flags & platform_flags;
 	ssize_t got;
+	if (too_few(call))
+		return SLEEPS;
 	do {
 		part = (struct iovec){call->octets + call->done, call->size - call->done};
 		got = nothing_before_an_error(call) ? 0
@@ -547,7 +622,7 @@ static enum outcome do_close(struct call *call)
 			end(each);
 		}
 	}
-	return platform_threaded(call) ? THREAD : result(call, S(close)(call->fd));
+	return platform_threaded(call, "close") ? THREAD : result(call, S(close)(call->fd));
 }
 
 static const struct option *option(struct call *call)
@@ -591,7 +666,7 @@ static enum outcome do_setsockopt(struct call *call)
 		struct linger linger = {(int)one, (int)two};
 		returned = S(setsockopt)(call->fd, found->level, found->number, &linger, sizeof linger);
 		if (returned == 0)
-			file->linger = one ? (int)two : -1;
+			file->lingers = one && two; /* Linux takes a negative time for a very long one */
 	} else if (found->shape == TIMEVAL) {
 		if (!pair(value, "sec", "usec", &one, &two))
 			return fault(call, "%s takes {sec, usec}", found->name);
@@ -616,6 +691,8 @@ static enum outcome do_setsockopt(struct call *call)
 			return fault(call, "%s takes a number", found->name);
 		uint32_t octets = (uint32_t)(int64_t)number;
 		returned = S(setsockopt)(call->fd, found->level, found->number, &octets, sizeof octets);
+		if (returned == 0 && found->level == SOL_SOCKET && found->number == SO_RCVLOWAT)
+			file->low_water = octets > 1;
 	}
 	return result(call, returned);
 }
@@ -828,17 +905,12 @@ static void *in_thread(void *argument)
 
 static void begin_thread(struct call *call)
 {
-	pthread_t thread;
 	if (call->overlap && call->known)
 		reply(call, ",\"blocked\":true");
-	add(&running, call);
-	int error = pthread_create(&thread, NULL, in_thread, call);
+	int error = start(call);
 	if (error) {
-		take_out(&running, call);
 		fault(call, "no thread can be made for it: %s", strerror(error));
 		end(call);
-	} else {
-		pthread_detach(thread);
 	}
 }
 
@@ -984,6 +1056,9 @@ void calls_reset(void)
 		release(name->file);
 		free(name);
 	}
-	for (struct call *call = running; call; call = call->next)
+	for (struct call *call = running; call; call = call->next) {
 		call->dropped = true;
+		if (call->method->run == do_close)
+			platform_destroy(call);
+	}
 }

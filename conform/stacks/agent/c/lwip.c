@@ -189,6 +189,11 @@ void platform_abandon(int fd, const struct file *file)
 	lwip_close(fd);
 }
 
+void platform_destroy(const struct call *call)
+{
+	(void)call; /* platform_reset has */
+}
+
 short platform_ready(int fd, short events)
 {
 	struct pollfd found = {.fd = fd, .events = events};
@@ -202,9 +207,9 @@ void platform_watch(const struct call *call)
 
 /* A close with SO_LINGER and a time sleeps while octets are unacknowledged; on a socket that does not block it would fail
  * and leave the connection to nobody (lwip_netconn_do_close_internal). */
-bool platform_threaded(struct call *call)
+bool platform_threaded(struct call *call, const char *method)
 {
-	if (call->file->linger <= 0 || strcmp(json_text(call->request, "do"), "close"))
+	if (!call->file->lingers || strcmp(method, "close"))
 		return false;
 	LOCK_TCPIP_CORE();
 	const struct tcp_pcb *pcb = lwip_socket_dbg_get_socket(call->fd)->conn->pcb.tcp, *each = tcp_active_pcbs;

@@ -86,6 +86,10 @@ void platform_abandon(int fd, const struct file *file)
 {
 	(void)fd, (void)file;
 }
+void platform_destroy(const struct call *call)
+{
+	(void)call;
+}
 
 static int made(int fd)
 {
@@ -145,9 +149,8 @@ void platform_watch(const struct call *call)
 
 /* connect waits for the SYN's answer, which cannot be there yet; send for room, all that is known of which is whether
  * more than half of it is free. */
-bool platform_threaded(struct call *call)
+bool platform_threaded(struct call *call, const char *method)
 {
-	const char *method = json_text(call->request, "do");
 	if (!strcmp(method, "connect")) {
 		call->known = true;
 		return true;

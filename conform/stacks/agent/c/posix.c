@@ -4,7 +4,12 @@
 #if !defined(LWIP) && !defined(LWIPV6)
 
 #ifdef __linux__
+#include <linux/inet_diag.h>
+#include <linux/netlink.h>
+#include <linux/sock_diag.h>
+
 #define STATES "/proc/net/tcp"
+#define COOKIE 57 /* SO_COOKIE, which not every libc has */
 #endif
 
 const char platform_name[] = "posix";
@@ -147,15 +152,57 @@ int platform_info(int fd, struct text *to)
 }
 
 /* close(2) sleeps with SO_LINGER and a time, O_NONBLOCK or not, until the FIN is acknowledged. */
-bool platform_threaded(struct call *call)
+bool platform_threaded(struct call *call, const char *method)
 {
 	unsigned char state = 0;
+	int unread = 0;
 	socklen_t size = sizeof state;
-	if (call->file->linger <= 0 || call->file->references > 1 || strcmp(json_text(call->request, "do"), "close"))
+	if (!call->file->lingers || call->file->references > 1 || strcmp(method, "close"))
 		return false;
-	if (getsockopt(call->fd, IPPROTO_TCP, TCP_INFO, &state, &size) == 0)
+	/* What nobody has read is answered by a reset, at once. An urgent octet at the mark FIONREAD does not count. */
+	bool resets = (ioctl(call->fd, FIONREAD, &unread) == 0 && unread > 0) || sockatmark(call->fd) == 1;
+	if (getsockopt(call->fd, IPPROTO_TCP, TCP_INFO, &state, &size) == 0 && !resets)
 		call->known = state && strchr("\1\3\4\10\11\13", state); /* in these a FIN is yet to be acknowledged */
+	size = sizeof call->own;
+	if (getsockname(call->fd, (struct sockaddr *)&call->own, &size) < 0)
+		call->own.ss_family = 0;
+	size = sizeof call->peer;
+	if (getpeername(call->fd, (struct sockaddr *)&call->peer, &size) < 0)
+		call->own.ss_family = 0;
+	size = sizeof call->cookie;
+	if (getsockopt(call->fd, SOL_SOCKET, COOKIE, call->cookie, &size) < 0)
+		call->own.ss_family = 0;
 	return true;
+}
+
+/* No descriptor leads to it any more: by SOCK_DESTROY, which wants CAP_NET_ADMIN and CONFIG_INET_DIAG_DESTROY. Where
+ * that is not to be had the connection lasts until its own timers end it. */
+void platform_destroy(const struct call *call)
+{
+	struct {
+		struct nlmsghdr header;
+		struct inet_diag_req_v2 wanted;
+	} request = {.header = {.nlmsg_len = sizeof request, .nlmsg_type = SOCK_DESTROY, .nlmsg_flags = NLM_F_REQUEST}};
+	struct inet_diag_sockid *id = &request.wanted.id;
+	const struct sockaddr_in *own = (const void *)&call->own, *peer = (const void *)&call->peer;
+	const struct sockaddr_in6 *own6 = (const void *)&call->own, *peer6 = (const void *)&call->peer;
+	bool four = call->own.ss_family == AF_INET;
+	if (!call->own.ss_family)
+		return;
+	request.wanted.sdiag_family = (uint8_t)call->own.ss_family;
+	request.wanted.sdiag_protocol = IPPROTO_TCP;
+	request.wanted.idiag_states = ~0U;
+	id->idiag_sport = own->sin_port; /* where sin6_port is, too */
+	id->idiag_dport = peer->sin_port;
+	memcpy(id->idiag_src, four ? (const void *)&own->sin_addr : &own6->sin6_addr, four ? 4 : 16);
+	memcpy(id->idiag_dst, four ? (const void *)&peer->sin_addr : &peer6->sin6_addr, four ? 4 : 16);
+	id->idiag_if = four ? 0 : own6->sin6_scope_id;
+	memcpy(id->idiag_cookie, call->cookie, sizeof call->cookie);
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+	if (fd < 0)
+		return;
+	send(fd, &request, sizeof request, 0); /* once it returns it is done, or refused */
+	close(fd);
 }
 
 const char *platform_state(int port, int peer)
@@ -261,9 +308,14 @@ int platform_info(int fd, struct text *to)
 	return -1;
 }
 
-bool platform_threaded(struct call *call)
+void platform_destroy(const struct call *call)
 {
-	(void)call; /* SO_LINGER is no capability where nothing tells whether close sleeps */
+	(void)call;
+}
+
+bool platform_threaded(struct call *call, const char *method)
+{
+	(void)call, (void)method; /* SO_LINGER is no capability where nothing tells whether close sleeps */
 	return false;
 }
 
