@@ -17,8 +17,9 @@ _LEAST = frozenset({"socket", "bind", "listen", "accept", "connect", "send", "re
 _CLAIMED = {"fork": "fork", "exit": "fork", "kill": "kill", "dup": "dup", "state": "states"}
 #: The errors of a call that a system does not have.
 _LACKING = frozenset({"ENOSYS", "EOPNOTSUPP"})
-#: Another in each process: a stack that outlives its agent may have connections in TIME-WAIT.
-PORTS = itertools.count(20000 + os.getpid() % 400 * 100)
+#: Another in each process, since a stack that outlives its agent may have connections in TIME-WAIT; below those that
+#: stacks choose by themselves.
+PORTS = itertools.count(10000 + os.getpid() % 220 * 100)
 
 
 class Bench:
