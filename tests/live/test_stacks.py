@@ -108,7 +108,7 @@ def test_a_stack_that_lives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["no-such-program"], "No such file or directory: 'no-such-program'"),
+        (["/no/such-program"], "No such file or directory: '/no/such-program'"),
         (["sh", "-c", "echo no route to host >&2; exit 7"], "exit status 7"),
         (["sh", "-c", "echo no route to host >&2; kill -SEGV $$"], "killed by SIGSEGV"),
         (["sh", "-c", "ip link set stack0 down; sleep inf"], "was not ready in 2 s: "),
