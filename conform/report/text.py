@@ -177,6 +177,8 @@ def repeat(line: Line, header: Mapping[str, Any]) -> str:
     for name in ("link", "agent"):
         if settings.get(name, "auto") != "auto":
             command += [f"--{name}", str(settings[name])]
+    for file in settings.get("expect") or ():
+        command += ["--expect", str(file)]
     command += ["--ip", str(line["ip"]), "--seed", str(line["seed"])]
     return clean(shlex.join(command))
 

@@ -98,8 +98,10 @@ def test_the_command_that_repeats_one_trial() -> None:
     )
     assert "-k active-close.v6 " in text.repeat({**line, "id": "close/active-close.v6#17"}, HEADER)
     assert "'a b.yaml'" in text.repeat({**line, "file": "a b.yaml"}, HEADER)
-    header = {"stack": {"name": "linux"}, "settings": {"link": "veth", "agent": "auto"}}
+    header: dict[str, Any] = {"stack": {"name": "linux"}, "settings": {"link": "veth", "agent": "auto"}}
     assert text.repeat(line, header).endswith("-k active-close.v6 --link veth --ip 6 --seed 1")
+    header["settings"]["expect"] = ["own list.yaml"]
+    assert "--link veth --expect 'own list.yaml' --ip 6" in text.repeat(line, header)
 
 
 def test_the_command_that_repeats_the_run() -> None:
