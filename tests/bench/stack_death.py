@@ -53,8 +53,10 @@ def main() -> None:
             elif line["result"] != calm[name]["result"]:
                 wrong.append(f"{name}: {line['result']}, {failure.get('summary') or line['verdict']['reason']}")
         wrong += [f"{name}: no verdict" for name in calm.keys() - found.keys()]
-        time.sleep(1)
-        wrong += [f"left: process {pid}: {command}" for pid, command in _marked(scratch).items()]
+        deadline = time.monotonic() + 5  # the bar: within that all is gone
+        while (left := _marked(scratch)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        wrong += [f"left: process {pid}: {command}" for pid, command in left.items()]
         wrong += [f"left: {path}" for path in scratch.iterdir()]
     print(
         f"{killed} kills: exit {code}, {lasted:.1f} s, {len(found)} trials, {dict(deaths)}, {len(wrong)} wrong or left"
